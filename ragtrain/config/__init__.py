@@ -1,0 +1,1 @@
+"""Every command's configuration, and how files, arguments and flags become one."""

@@ -1,0 +1,53 @@
+"""What every configuration model shares: frozen, nothing extra, one description a field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A group of fields: one panel of ``--help``, one mapping of the YAML file."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    title: ClassVar[str] = "Options"
+
+
+class Output(Section):
+    """Where a command writes and how much it says."""
+
+    title: ClassVar[str] = "Output"
+
+    overwrite: bool = False
+    """Replace what stands at the output path instead of refusing."""
+
+
+class Command(Section):
+    """A whole command: sections, and fields of its own. ``name`` is what is typed after ``ragtrain``."""
+
+    name: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]] = ()
+
+
+__all__ = [
+    "Command",
+    "Fraction",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "Output",
+    "Path",
+    "PositiveFloat",
+    "PositiveInt",
+    "Section",
+]

@@ -1,0 +1,83 @@
+"""The sections that all four trainers share: the loop, the optimizer, and where a run goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ragtrain.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class LoopConfig(Section):
+    """How long to train and in which portions. A step is one optimizer update, everywhere."""
+
+    title: ClassVar[str] = "Loop"
+
+    max_steps: PositiveInt | None = None
+    """Optimizer steps to train for; without it, ``num_epochs`` decides."""
+    num_epochs: PositiveFloat = 3.0
+    """Passes over the training questions when ``max_steps`` is not given."""
+    batch_size: PositiveInt = 8
+    """Examples in a micro-batch on each device."""
+    gradient_accumulation_steps: PositiveInt = 4
+    """Micro-batches summed into one optimizer step on each device."""
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] = "auto"
+    """Arithmetic of the forward pass; ``auto`` is bf16 on a GPU that has it, fp16 on one that does not, and no
+    elsewhere."""
+    seed: NonNegativeInt = 0
+    """Seed of initialisation, shuffling and dropout."""
+    logging_steps: PositiveInt = 10
+    """Steps between two lines of the log; the first and the last step are always logged."""
+    eval_steps: PositiveInt | None = None
+    """Steps between two evaluations on the validation questions; without it, at the end of training only."""
+    save_steps: PositiveInt | None = 500
+    """Steps between two checkpoints."""
+    save_total_limit: PositiveInt | None = 2
+    """Checkpoints kept, the newest ones; the best one is kept besides."""
+    best_metric: str = "eval_loss"
+    """Validation metric that decides which checkpoint is the best one."""
+    early_stopping_patience: PositiveInt | None = None
+    """Evaluations without improvement of ``best_metric`` after which training stops."""
+    resume: str = "auto"
+    """Where to go on from: auto, latest, best, never or a checkpoint's path; ``auto`` continues a run of the same
+    configuration in the output directory."""
+
+
+class OptimConfig(Section):
+    """The optimizer and its schedule."""
+
+    title: ClassVar[str] = "Optimizer"
+
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate; without it 3e-5, or what the built-in demo models were tuned for."""
+    retriever_learning_rate: PositiveFloat | None = None
+    """Peak learning rate of the question encoder; without it, ``learning_rate``."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW weight decay, on matrices only (not on biases, norms and embeddings' scales)."""
+    adam_beta1: float = 0.9
+    """AdamW beta 1."""
+    adam_beta2: float = 0.999
+    """AdamW beta 2."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """AdamW epsilon."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Largest global gradient norm, clipped above; 0 switches clipping off."""
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the learning rate after warm-up."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps of linear warm-up; without it, 5 % of all steps."""
+
+
+class RunConfig(Section):
+    """Where the run folder goes and who is told of its progress."""
+
+    title: ClassVar[str] = "Run"
+
+    output_dir: Path = Path("runs/rag")
+    """Run folder: configuration, logs, checkpoints and the final model."""
+    overwrite: bool = False
+    """Start afresh although the run folder holds another run, which is removed."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Experiment trackers by Accelerate's names; TensorBoard writes to ``runs`` in the run folder."""
+    dry_run: bool = False
+    """Read everything, build the model, print the plan and write nothing."""
