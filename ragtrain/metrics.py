@@ -1,0 +1,186 @@
+"""Numbers about answers and retrieval: exact match, F1, answer-recall, and intervals for all of them.
+
+Nothing here imports torch, and numpy is imported by the bootstrap only, so that a command's help stays quick. All rates
+are fractions between 0 and 1; tables turn them into percent.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import re
+import statistics
+import string
+import unicodedata
+from typing import TYPE_CHECKING
+
+import regex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_TOKENS = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+# Cells of one chunk of resampled counts: 4 M of 8 bytes, so that a bootstrap never holds more than some 32 MB.
+_CHUNK_CELLS = 1 << 22
+
+
+def normalize_answer(text: str) -> str:
+    """Return an answer as SQuAD compares it: lower case, no ASCII punctuation, no English articles, single spaces.
+
+    Source: the official ``evaluate-v2.0.py`` of SQuAD, function ``normalize_answer``; the order of the four steps is
+    part of the rule ("a.n" becomes the article "an" and vanishes).
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def _references(answers: Iterable[str]) -> list[str]:
+    """Return the normalised references; where none has any content, the empty one, which asks for no answer."""
+    return [reference for reference in map(normalize_answer, answers) if reference] or [""]
+
+
+def exact_match(prediction: str, answers: Iterable[str]) -> float:
+    """Return 1.0 if the prediction equals any reference after normalisation, else 0.0.
+
+    References that normalise to nothing are left out; if none remains, the question has no answer and the empty
+    prediction is the right one. Source: ``compute_exact`` and ``get_raw_scores`` of SQuAD's ``evaluate-v2.0.py``.
+    """
+    return float(normalize_answer(prediction) in _references(answers))
+
+
+def _token_f1(prediction: list[str], reference: list[str]) -> float:
+    if not prediction or not reference:
+        return float(prediction == reference)
+    shared = sum((collections.Counter(prediction) & collections.Counter(reference)).values())
+    if shared == 0:
+        return 0.0
+    precision, recall = shared / len(prediction), shared / len(reference)
+    return 2 * precision * recall / (precision + recall)
+
+
+def f1(prediction: str, answers: Iterable[str]) -> float:
+    """Return the greatest token F1 of the prediction with any reference, between 0 and 1.
+
+    ``F1 = 2PR / (P + R)`` over the multisets of normalised tokens. If either side has no token, it is 1 when both have
+    none and else 0. Source: ``compute_f1`` and ``get_raw_scores`` of SQuAD's ``evaluate-v2.0.py``.
+    """
+    tokens = normalize_answer(prediction).split()
+    return max(_token_f1(tokens, reference.split()) for reference in _references(answers))
+
+
+def _token_line(text: str) -> str:
+    """Return the uncased tokens between single spaces, spaces at both ends: token runs become substrings of it."""
+    tokens = _TOKENS.findall(unicodedata.normalize("NFD", text))
+    return " " + "".join(token.lower() + " " for token in tokens)
+
+
+def has_answer(answers: Iterable[str], text: str) -> bool:
+    """Return whether any answer occurs in the text as a run of whole tokens, whatever the case.
+
+    A token is a run of letters, digits and marks, or any other single character that is neither a separator nor a
+    control character, after Unicode decomposition (NFD). Source: ``has_answer`` with ``SimpleTokenizer`` of DPR's
+    retrieval evaluation (match type "string"). What differs: an answer without any token is found nowhere, where DPR's
+    loop finds it everywhere.
+    """
+    line = _token_line(text)
+    return any(len(answer) > 1 and answer in line for answer in map(_token_line, answers))
+
+
+def first_hit(answers: Sequence[str], texts: Iterable[str]) -> int | None:
+    """Return the rank of the first text that holds an answer, counted from 1, or None if no text does."""
+    wanted = [line for line in map(_token_line, answers) if len(line) > 1]
+    for rank, text in enumerate(texts, 1):
+        line = _token_line(text)
+        if any(answer in line for answer in wanted):
+            return rank
+    return None
+
+
+def answer_recall(first_hits: Sequence[int | None], k: int) -> float:
+    """Return the share of questions with an answer among the first ``k`` passages, from the ranks of ``first_hit``."""
+    if not first_hits:
+        return math.nan
+    return sum(rank is not None and rank <= k for rank in first_hits) / len(first_hits)
+
+
+def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval of a rate of ``successes`` out of ``n``.
+
+    ``(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`` with ``p = successes/n`` and z the normal quantile of
+    ``(1 + confidence)/2``; (0, 1) when n is 0. Source: E. B. Wilson, JASA 22 (1927), p. 209.
+
+    Raises:
+        ValueError: if ``successes`` is not between 0 and n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes out of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    rate = successes / n
+    centre = rate + z * z / (2 * n)
+    spread = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # The ends are exact at 0 and n; elsewhere rounding must not carry them out of [0, 1].
+    low = 0.0 if successes == 0 else max(0.0, (centre - spread) / scale)
+    high = 1.0 if successes == n else min(1.0, (centre + spread) / scale)
+    return low, high
+
+
+def _resampled_means(values: NDArray[np.float64], samples: int, seed: int) -> NDArray[np.float64]:
+    """Return the means of ``samples`` resamples of the values: (samples,).
+
+    Drawing n values with replacement is drawing how often each *distinct* value comes, which is multinomial: the same
+    distribution for far fewer random numbers where values repeat (0/1 scores, and their differences).
+    """
+    import numpy as np
+
+    distinct, counts = np.unique(values, return_counts=True)
+    generator = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_CELLS // len(distinct))
+    means = np.empty(samples)
+    for start in range(0, samples, chunk):
+        stop = min(start + chunk, samples)
+        drawn = generator.multinomial(len(values), counts / len(values), size=stop - start)
+        means[start:stop] = drawn @ distinct / len(values)
+    return means
+
+
+def bootstrap_mean(
+    values: Sequence[float], samples: int = 10000, seed: int = 0, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of ``values``; (nan, nan) when there are none.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+    """
+    import numpy as np
+
+    if len(values) == 0:
+        return math.nan, math.nan
+    means = _resampled_means(np.asarray(values, dtype=np.float64), samples, seed)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float], samples: int = 10000, seed: int = 0, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Return the mean of ``b - a`` over the same questions, and its percentile bootstrap interval: (delta, low, high).
+
+    Questions are resampled, each with both its scores, so that what makes a question hard for both runs cancels.
+    Source: Efron and Tibshirani (1993), section 13.3, on the differences; Koehn, EMNLP 2004, section 4.
+
+    Raises:
+        ValueError: if the two are not of one length.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} values cannot be paired")
+    differences = [right - left for left, right in zip(a, b, strict=True)]
+    if not differences:
+        return math.nan, math.nan, math.nan
+    low, high = bootstrap_mean(differences, samples, seed, confidence)
+    return math.fsum(differences) / len(differences), low, high
