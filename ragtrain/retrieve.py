@@ -1,0 +1,124 @@
+"""From question vectors to what the generator reads: search, vectors, tokens, all for one batch.
+
+A ``Retriever`` bundles an index, its searcher and the passages' tokens. Training and evaluation ask it for a ``Lookup``
+for the questions at hand, which is the ``retrieve`` that ``RagModel.forward`` and ``decode`` expect::
+
+    lookup = retriever.for_questions(batch.generator_questions)
+    output = model(batch.question_ids, batch.question_mask, batch.targets, lookup)
+    lookup.hits.ids        # what was found, (batch, depth)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ragtrain.data.prompts import assemble
+from ragtrain.models.rag import Retrieved
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from ragtrain.data.prompts import Layout
+    from ragtrain.data.tokens import TokenStore
+    from ragtrain.index.search import DenseIndex, Hits, Searcher
+    from ragtrain.records import Passage
+
+
+@dataclasses.dataclass(frozen=True)
+class Retriever:
+    """An index that can be searched, with its passages in the generator's tokens.
+
+    Attributes:
+        index: passages and vectors.
+        searcher: exact or approximate search over the index, on the device of the question vectors.
+        tokens: the passages' tokens, in the order of the index.
+        layout: how passage and question become one generator input.
+        n_docs: passages handed to the generator for each question.
+        max_input_tokens: longest generator input; the passage gives way, never the question.
+    """
+
+    index: DenseIndex
+    searcher: Searcher
+    tokens: TokenStore
+    layout: Layout
+    n_docs: int
+    max_input_tokens: int
+
+    def search(self, queries: Tensor, n_docs: int | None = None) -> Hits:
+        """Return the best ``n_docs`` passages of each question vector, best first; no gradient flows through it.
+
+        Args:
+            queries: (batch, dim), any floating type.
+            n_docs: how many; without it, the retriever's own number.
+        """
+        with torch.no_grad():
+            return self.searcher.search(queries.detach().float(), n_docs or self.n_docs)
+
+    def gather(self, hits: Hits, question_tokens: Sequence[np.ndarray], n_docs: int | None = None) -> Retrieved:
+        """Return vectors and generator inputs of the first ``n_docs`` hits of each question.
+
+        Inputs are padded on the right to the longest of the batch. A place without a passage (``hits.mask`` False) has
+        a zero vector and stands on passage 0's tokens, so that shapes hold; whoever scores it must honour the mask.
+
+        Args:
+            hits: (batch, depth) of ``search``, with depth at least ``n_docs``.
+            question_tokens: the batch's questions in the generator's tokens, without special ones.
+            n_docs: how many; without it, the retriever's own number.
+        """
+        n_docs = n_docs or self.n_docs
+        device = hits.ids.device
+        ids, mask = hits.ids[:, :n_docs], hits.mask[:, :n_docs]
+        places = torch.where(mask, ids, 0).cpu().numpy()
+        vectors = torch.from_numpy(np.asarray(self.index.vectors[places.ravel()], dtype=np.float32)).to(device)
+        vectors = vectors.view(*places.shape, -1) * mask.unsqueeze(-1)
+        # The document is the fast axis: row b * n_docs + d belongs to question b and its hit d.
+        questions = [tokens for tokens in question_tokens for _ in range(places.shape[1])]
+        input_ids, attention_mask = assemble(
+            self.tokens.gather(places.ravel()), questions, self.layout, self.max_input_tokens
+        )
+        return Retrieved(
+            vectors=vectors,
+            mask=mask,
+            ids=ids,
+            input_ids=torch.as_tensor(input_ids).to(device),
+            attention_mask=torch.as_tensor(attention_mask).to(device),
+        )
+
+    def for_questions(
+        self, question_tokens: Sequence[np.ndarray], *, n_docs: int | None = None, depth: int | None = None
+    ) -> Lookup:
+        """Return the ``retrieve`` of one batch: call it with the batch's question vectors.
+
+        Args:
+            question_tokens: the batch's questions in the generator's tokens, without special ones.
+            n_docs: passages handed to the generator; without it, the retriever's own number.
+            depth: passages searched for, at least ``n_docs``; the rest is kept in ``hits`` only.
+        """
+        return Lookup(self, question_tokens, n_docs or self.n_docs, depth)
+
+    def passages(self, hits: Hits, row: int) -> list[Passage]:
+        """Return the passages found for one question of the batch, best first."""
+        found = hits.ids[row][hits.mask[row]].tolist()
+        return [self.index.passages[place] for place in found]
+
+
+class Lookup:
+    """Retrieval for one batch of questions; remembers in ``hits`` what was found last."""
+
+    def __init__(
+        self, retriever: Retriever, question_tokens: Sequence[np.ndarray], n_docs: int, depth: int | None
+    ) -> None:
+        self.retriever, self.question_tokens = retriever, question_tokens
+        self.n_docs, self.depth = n_docs, max(n_docs, depth or n_docs)
+        self.hits: Hits | None = None
+
+    def __call__(self, queries: Tensor) -> Retrieved:
+        """Search with question vectors (batch, dim) and return the generator's ``n_docs`` passages for each."""
+        self.hits = self.retriever.search(queries, self.depth)
+        return self.retriever.gather(self.hits, self.question_tokens, self.n_docs)
