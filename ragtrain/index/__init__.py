@@ -1,0 +1,1 @@
+"""The dense index: passages with random access, vectors in passage order, exact search."""
