@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from ragtrain.data.prompts import assemble
@@ -22,6 +21,7 @@ from ragtrain.models.rag import Retrieved
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from torch import Tensor
 
     from ragtrain.data.prompts import Layout
@@ -36,7 +36,7 @@ class Retriever:
 
     Attributes:
         index: passages and vectors.
-        searcher: exact or approximate search over the index, on the device of the question vectors.
+        searcher: search over the index; what is retrieved is returned on its device.
         tokens: the passages' tokens, in the order of the index.
         layout: how passage and question become one generator input.
         n_docs: passages handed to the generator for each question.
@@ -72,22 +72,19 @@ class Retriever:
             n_docs: how many; without it, the retriever's own number.
         """
         n_docs = n_docs or self.n_docs
-        device = hits.ids.device
         ids, mask = hits.ids[:, :n_docs], hits.mask[:, :n_docs]
-        places = torch.where(mask, ids, 0).cpu().numpy()
-        vectors = torch.from_numpy(np.asarray(self.index.vectors[places.ravel()], dtype=np.float32)).to(device)
-        vectors = vectors.view(*places.shape, -1) * mask.unsqueeze(-1)
+        places = ids.clamp(min=0).cpu().numpy()
         # The document is the fast axis: row b * n_docs + d belongs to question b and its hit d.
         questions = [tokens for tokens in question_tokens for _ in range(places.shape[1])]
         input_ids, attention_mask = assemble(
             self.tokens.gather(places.ravel()), questions, self.layout, self.max_input_tokens
         )
         return Retrieved(
-            vectors=vectors,
+            vectors=self.searcher.vectors(ids),
             mask=mask,
             ids=ids,
-            input_ids=torch.as_tensor(input_ids).to(device),
-            attention_mask=torch.as_tensor(attention_mask).to(device),
+            input_ids=torch.as_tensor(input_ids).to(ids.device),
+            attention_mask=torch.as_tensor(attention_mask).to(ids.device),
         )
 
     def for_questions(
