@@ -18,7 +18,11 @@ class Section(BaseModel):
     """A group of fields: one panel of ``--help``, one mapping of the YAML file."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
     )
 
     title: ClassVar[str] = "Options"
@@ -34,10 +38,16 @@ class Output(Section):
 
 
 class Command(Section):
-    """A whole command: sections, and fields of its own. ``name`` is what is typed after ``ragtrain``."""
+    """A whole command: sections, and fields of its own.
+
+    ``name`` is what is typed after ``ragtrain``; ``positional`` is the field that bare words (those that are neither
+    flags nor KEY=VALUE) fill, and ``positional_metavar`` what help calls them.
+    """
 
     name: ClassVar[str]
     examples: ClassVar[tuple[str, ...]] = ()
+    positional: ClassVar[str | None] = None
+    positional_metavar: ClassVar[str] = ""
 
 
 __all__ = [

@@ -26,6 +26,8 @@ class FetchConfig(Command):
         "ragtrain data fetch --dataset hotpot_qa --num-examples 500 --output-file small.json",
     )
     title: ClassVar[str] = "Data"
+    positional: ClassVar[str | None] = "dataset"
+    positional_metavar: ClassVar[str] = "[NAME]"
 
     dataset: Literal["demo", "squad", "nq", "trivia_qa", "hotpot_qa", "ms_marco", "all"] = "demo"
     """Data set to get; ``demo`` is built in and needs no network."""
@@ -110,6 +112,8 @@ class SearchConfig(Command):
     name: ClassVar[str] = "index search"
     examples: ClassVar[tuple[str, ...]] = ('ragtrain index search "capital of Norway" --index-path data/demo/index',)
     title: ClassVar[str] = "Search"
+    positional: ClassVar[str | None] = "question"
+    positional_metavar: ClassVar[str] = "[QUESTION]"
 
     question: str = ""
     """Question to search with."""
@@ -263,6 +267,8 @@ class CompareConfig(Command):
     name: ClassVar[str] = "compare"
     examples: ClassVar[tuple[str, ...]] = ("ragtrain compare runs/before runs/after",)
     title: ClassVar[str] = "Comparison"
+    positional: ClassVar[str | None] = "runs"
+    positional_metavar: ClassVar[str] = "RUN..."
 
     runs: tuple[Path, ...] = ()
     """Two or more run folders, evaluation folders or prediction files; the first is the baseline."""
@@ -278,3 +284,14 @@ class CompareConfig(Command):
     """Write the comparison as JSON besides."""
     tolerance: NonNegativeFloat = 1e-12
     """Differences up to this count as ties."""
+
+
+class DoctorConfig(Command):
+    """Show versions, devices and extras, and say how to repair an installation that conflicts."""
+
+    name: ClassVar[str] = "doctor"
+    examples: ClassVar[tuple[str, ...]] = ("ragtrain doctor", "ragtrain doctor --json")
+    title: ClassVar[str] = "Check"
+
+    path: Path = Path()
+    """Folder whose file system is asked for its free space."""

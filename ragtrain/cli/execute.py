@@ -1,0 +1,233 @@
+"""One command from its request to its exit code: resolve, import, call, report.
+
+| code    | meaning                                     |
+|---------|---------------------------------------------|
+| 0       | done                                        |
+| 1       | internal: an error nobody foresaw           |
+| 2       | a flag, a YAML key, a missing package       |
+| 3       | data: a file, a line, a field               |
+| 4       | numerics: a loss that is not finite         |
+| 5       | out of memory                               |
+| 6       | a gate that was not met                     |
+| 130/143 | interrupted, after the state was saved      |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib
+import json
+import logging
+import os
+import sys
+import traceback as traceback_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from ragtrain.config import fields
+from ragtrain.config.load import Resolved, load_config
+from ragtrain.errors import ConfigError, DataError, Interrupted, OutOfMemoryError, RagtrainError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from ragtrain.config.base import Command
+
+INTERRUPTED, BROKEN_PIPE = 130, 141
+EXTRAS: Mapping[str, str] = {
+    "faiss": "pip install 'ragtrain[cpu]'  (on Linux with CUDA: pip install 'ragtrain[gpu]')",
+}
+"""Modules that an extra installs, and how to get them."""
+
+USERS_FILES = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+)
+"""Errors of the file system that are no fault of the program."""
+
+MEMORY_REMEDIES: Mapping[str, str] = {
+    "batch_size": "halve --batch-size (now {})",
+    "gradient_accumulation_steps": "double --gradient-accumulation-steps (now {}) to keep the step the same",
+    "encode_batch_size": "halve --encode-batch-size (now {})",
+    "gradient_checkpointing": "set --gradient-checkpointing (now {})",
+    "n_docs": "lower --n-docs (now {})",
+    "num_beams": "lower --num-beams (now {})",
+    "max_input_tokens": "lower --max-input-tokens (now {})",
+    "passage_words": "lower --passage-words (now {})",
+    "device": "run on the CPU: --device cpu",
+}
+"""What takes memory, the most effective first; the first three that the command has are named."""
+
+
+class Result(Protocol):
+    """What every command's function returns."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was typed: the command, its sources of values, and the options that every command has."""
+
+    command: type[Command]
+    target: str
+    files: Sequence[Path] = ()
+    words: Sequence[str] = ()
+    flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    known_flags: Sequence[str] = ()
+    print_config: bool = False
+    print_schema: bool = False
+    json: bool = False
+    quiet: bool = False
+    traceback: bool = False
+
+
+def execute(request: Request) -> int:
+    """Carry out a request and return the exit code; no exception leaves this function but SystemExit."""
+    from ragtrain import report
+
+    config: Command | None = None
+    try:
+        report.configure(quiet=request.quiet)
+        if request.print_schema:
+            _print_schema(request)
+            return 0
+        resolved = _resolve(request)
+        config = resolved.config
+        if request.print_config:
+            _print_config(resolved, as_json=request.json)
+            return 0
+        result = _call(request.target, config)
+        if request.json:
+            report.json_out(result.to_json())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read us is gone: nothing more can be said to them, not even by the interpreter at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt as interrupt:
+        error: RagtrainError = Interrupted("interrupted")
+        return _fail(error, interrupt, show=request.traceback)
+    except Exception as exception:  # noqa: BLE001 - the outermost floor turns every error into an exit code
+        return _fail(explain(exception, config), exception, show=request.traceback)
+    return 0
+
+
+def _resolve(request: Request) -> Resolved[Command]:
+    return load_config(request.command, request.files, request.words, request.flags, known_flags=request.known_flags)
+
+
+def _call(target: str, config: Command) -> Result:
+    """Import the one module that the command needs and call its function."""
+    module, _, function = target.partition(":")
+    return cast("Result", getattr(importlib.import_module(module), function)(config))
+
+
+def _print_config(resolved: Resolved[Command], *, as_json: bool) -> None:
+    from ragtrain import report
+    from ragtrain.config.dump import dump_yaml
+
+    if as_json:
+        values = resolved.config.model_dump(mode="json")
+        report.json_out({"config": values, "origins": dict(resolved.origins)})
+    elif is_first_process():
+        sys.stdout.write(dump_yaml(resolved.config, resolved.origins))
+        sys.stdout.flush()
+
+
+def _print_schema(request: Request) -> None:
+    from ragtrain.config.dump import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(request.command), indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def is_first_process() -> bool:
+    """Return whether this is the only process, or the first of those that a launcher started."""
+    return int(os.environ.get("RANK", "0") or 0) == 0
+
+
+def _fail(error: RagtrainError, cause: BaseException, *, show: bool) -> int:
+    from ragtrain import report
+
+    # Every process of a launcher reads the same flags: one of them says what is wrong with them.
+    said_elsewhere = isinstance(error, ConfigError) and not is_first_process()
+    if not said_elsewhere:
+        if show:
+            traceback_module.print_exception(cause, file=sys.stderr)
+        report.error(error)
+    if not isinstance(cause, (RagtrainError, KeyboardInterrupt)):
+        _log_traceback(cause)
+    return error.exit_code
+
+
+def _log_traceback(cause: BaseException) -> None:
+    """Keep the traceback in the run's log, where there is one: the console shows one screen, the file everything."""
+    logger = logging.getLogger("ragtrain")
+    text = "".join(traceback_module.format_exception(cause))
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(record)
+
+
+def explain(exception: Exception, config: Command | None) -> RagtrainError:
+    """Turn any exception into an error with a message for a person, a remedy and an exit code."""
+    if isinstance(exception, RagtrainError):
+        return exception
+    if _is_out_of_memory(exception):
+        return OutOfMemoryError(_memory_message(exception), hint=_memory_hint(config))
+    if isinstance(exception, ImportError):
+        missing = (exception.name or "").partition(".")[0]
+        if missing in EXTRAS:
+            return ConfigError(f"this needs the package {missing}, which is not installed", hint=EXTRAS[missing])
+        if isinstance(exception, ModuleNotFoundError) and missing != "ragtrain":
+            hint = "pip install ragtrain brings every package it needs; ragtrain doctor lists what is missing"
+            return ConfigError(f"the package {missing or exception} is not installed", hint=hint)
+    if isinstance(exception, OSError) and exception.errno in USERS_FILES and exception.filename is not None:
+        return DataError(exception.strerror or str(exception), path=exception.filename)
+    message = f"unexpected {type(exception).__name__}: {exception or 'no message'}{_where(exception)}"
+    return RagtrainError(message, hint="this is a fault of ragtrain; the same command with --traceback shows where")
+
+
+def _where(exception: Exception) -> str:
+    """Name the last line of ours that the exception passed through."""
+    frames = traceback_module.extract_tb(exception.__traceback__)
+    ours = [frame for frame in frames if f"{os.sep}ragtrain{os.sep}" in frame.filename]
+    if not ours:
+        return ""
+    package = ours[-1].filename.rpartition(f"{os.sep}ragtrain{os.sep}")[2]
+    return f" (ragtrain/{package.replace(os.sep, '/')}:{ours[-1].lineno})"
+
+
+def _is_out_of_memory(exception: Exception) -> bool:
+    """Recognise torch's errors by name and text: torch may not be imported, and must not be for this."""
+    if isinstance(exception, MemoryError) or type(exception).__name__ == "OutOfMemoryError":
+        return True
+    text = str(exception).lower()
+    return isinstance(exception, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def _memory_message(exception: Exception) -> str:
+    said = str(exception).strip().partition("\n")[0] or type(exception).__name__
+    message = f"out of memory: {said}"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
+        message += f" (peak {peak / 2**30:.1f} of {total / 2**30:.1f} GiB)"
+    return message
+
+
+def _memory_hint(config: Command | None) -> str | None:
+    if config is None:
+        return None
+    leaves = {leaf.name: leaf for leaf in fields.leaves(type(config)).values()}
+    remedies = []
+    for name, words in MEMORY_REMEDIES.items():
+        if name in leaves:
+            value: Any = config
+            for part in leaves[name].path:
+                value = getattr(value, part)
+            remedies.append(words.format(fields.show(value)))
+    return "; ".join(remedies[:3]) or None
