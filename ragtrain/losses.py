@@ -98,6 +98,21 @@ def log_prior(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.log_softmax(scores, dim=-1)
 
 
+def log_joint(loglik: Tensor, prior: Tensor, prior_counts: Tensor | None = None) -> Tensor:
+    """Return log p(z|q) + log p(y|q,z), (batch, n_docs) float32.
+
+    Args:
+        loglik: (batch, n_docs) log p(y|q,z). What missing passages hold, NaN included, reaches neither the result nor
+            a gradient.
+        prior: (batch, n_docs) log p(z|q), -inf for missing passages.
+        prior_counts: (batch,) bool, False for rows whose prior is left out; without it, all count.
+    """
+    missing = prior.isneginf()
+    if prior_counts is not None:
+        prior = torch.where(prior_counts[:, None] | missing, prior, torch.zeros_like(prior))
+    return loglik.float().masked_fill(missing, 0.0) + prior
+
+
 def rag_sequence(
     loglik: Tensor,
     scores: Tensor,
@@ -139,15 +154,11 @@ def rag_sequence(
             "expected the same (batch, n_docs)"
         )
     prior = log_prior(scores, mask)
-    added = prior
-    if prior_counts is not None:
-        flat = torch.zeros_like(prior).masked_fill(prior.isneginf(), -math.inf)
-        added = torch.where(prior_counts[:, None], prior, flat)
-    joint = _finite(loglik, mask) + added
+    joint = log_joint(loglik, prior, prior_counts)
     nll = -torch.logsumexp(joint, dim=-1)
     loss = nll
     if smoothing is not None and smoothing.epsilon > 0:
-        smooth = -torch.logsumexp(_finite(smoothing.loglik, mask) + smoothing.vocab_size * added, dim=-1)
+        smooth = -torch.logsumexp(log_joint(smoothing.loglik, smoothing.vocab_size * prior, prior_counts), dim=-1)
         loss = (1.0 - smoothing.epsilon) * nll + smoothing.epsilon / smoothing.vocab_size * smooth
     with torch.no_grad():
         posterior = torch.softmax(joint, dim=-1)
@@ -158,8 +169,3 @@ def entropy(probabilities: Tensor) -> Tensor:
     """Return the entropy in nats over the last dimension; 0 log 0 is 0."""
     terms: Tensor = torch.special.entr(probabilities)
     return terms.sum(dim=-1)
-
-
-def _finite(loglik: Tensor, mask: Tensor | None) -> Tensor:
-    """Return float32 log-likelihoods in which missing passages are 0: nothing they hold can reach a gradient."""
-    return loglik.float() if mask is None else loglik.float().masked_fill(~mask, 0.0)

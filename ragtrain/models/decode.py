@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from ragtrain.losses import log_prior
+from ragtrain.errors import DataError
+from ragtrain.losses import log_joint, log_prior
 from ragtrain.models.encoder import evaluating
 from ragtrain.models.rag import IGNORED, RagModel, Retrieved, doc_scores
 
@@ -140,9 +141,7 @@ def _labels(model: RagModel, candidates: _Candidates) -> tuple[Tensor, Tensor | 
     return labels, prior_counts
 
 
-def _score(
-    model: RagModel, states: Tensor, retrieved: Retrieved, candidates: _Candidates, labels: Tensor
-) -> Tensor:
+def _score(model: RagModel, states: Tensor, retrieved: Retrieved, candidates: _Candidates, labels: Tensor) -> Tensor:
     """Return log p(y|q,z) of each candidate under each passage of its question: (candidates, n_docs) float32."""
     n_docs = retrieved.mask.shape[1]
     offsets = torch.arange(n_docs, device=states.device)
@@ -164,21 +163,19 @@ def _score(
 def _best(
     model: RagModel, candidates: _Candidates, loglik: Tensor, prior: _Prior, scores: Tensor, retrieved: Retrieved
 ) -> list[Answer]:
-    log_p = prior.log[candidates.owner]
-    missing = log_p.isneginf()
-    if prior.counts is not None:
-        log_p = torch.where(prior.counts[:, None] | missing, log_p, torch.zeros_like(log_p))
-    joint = loglik.masked_fill(missing, 0.0) + log_p
+    joint = log_joint(loglik, prior.log[candidates.owner], prior.counts)
     marginal = torch.logsumexp(joint, dim=1)
     posterior = torch.softmax(joint, dim=1)
     answers = []
     for question in range(len(scores)):
         own = (candidates.owner == question).nonzero().flatten()
+        if not len(own):
+            raise DataError(f"no passage was found for question {question} of the batch", hint="Check the index.")
         best = own[marginal[own].argmax()]
         token_ids = _strip(candidates.rows[best].tolist(), model.pad_token_id)
         answers.append(
             Answer(
-                text=str(model.generator_tokenizer.decode(token_ids, skip_special_tokens=True)).strip(),
+                text=str(model.generator_tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip(),
                 token_ids=token_ids,
                 log_likelihood=marginal[best].item(),
                 candidates=len(own),

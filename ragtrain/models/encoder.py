@@ -15,12 +15,15 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
+from transformers import AutoConfig, AutoModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from ragtrain.errors import ConfigError, DataError, RagtrainError
 from ragtrain.models.folders import (
     SIDECAR,
     EncoderSpec,
+    hushed,
+    load_tokenizer,
+    load_weights,
     local_folder,
     read_json,
     sentence_transformers_spec,
@@ -39,7 +42,6 @@ log = logging.getLogger("ragtrain")
 Role = Literal["question", "passage"]
 #: Longest input where the encoder's folder does not say.
 MAX_TOKENS = 512
-_SAFE: dict[str, Any] = {"trust_remote_code": False}
 
 
 class TextEncoder(nn.Module):
@@ -144,7 +146,8 @@ class TextEncoder(nn.Module):
         """Write a folder that this module, transformers and (where it can be said there) sentence-transformers load."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(path)
+        with hushed():
+            self.model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
         if not isinstance(self.model, (DPRQuestionEncoder, DPRContextEncoder)):
             write_sentence_transformers(path, self.settings, self.dim)
@@ -175,7 +178,8 @@ class TextEncoder(nn.Module):
             dpr = DPRQuestionEncoder(config)
         dpr.question_encoder.load_state_dict(weights)
         nn.Module.to(dpr, self.device)
-        return dpr.train(self.training)
+        nn.Module.train(dpr, self.training)
+        return dpr
 
     def _tokenize(self, texts: list[str], max_tokens: int, pairs: list[str] | None = None) -> BatchEncoding:
         batch: BatchEncoding = self.tokenizer(
@@ -258,8 +262,8 @@ def load_encoder(
 
 def _rag_question_encoder(folder: Path, name: str, config: EncoderConfig | None) -> TextEncoder:
     """Take the question encoder out of a folder that holds a whole RAG model and nothing else."""
-    rag = _load(transformers.RagSequenceForGeneration, folder, name)
-    tokenizer = _tokenizer(folder / "question_encoder_tokenizer", name)
+    rag = load_weights(transformers.RagSequenceForGeneration, folder, name)
+    tokenizer = load_tokenizer(folder / "question_encoder_tokenizer", name, config=rag.config.question_encoder)
     return wrap_dpr(rag.question_encoder, tokenizer, name, config)
 
 
@@ -310,8 +314,8 @@ def _build(folder: Path, config: PreTrainedConfig, spec: EncoderSpec, role: Role
             f"encoder {spec.name!r} is a {config.model_type} model, which is no text encoder",
             hint="Choose a DPR encoder, a sentence-transformers folder or a BERT-like model.",
         )
-    model = _load(auto, folder, spec.name, optional="" if spec.pooling == "pooler" else "pooler.")
-    tokenizer = _tokenizer(folder, spec.name)
+    model = load_weights(auto, folder, spec.name, optional="" if spec.pooling == "pooler" else "pooler.")
+    tokenizer = load_tokenizer(folder, spec.name)
     return TextEncoder(model, tokenizer, _with_length(spec, tokenizer, config))
 
 
@@ -331,8 +335,8 @@ def _build_dpr(folder: Path, config: PreTrainedConfig, spec: EncoderSpec, role: 
     classes = {"DPRQuestionEncoder": DPRQuestionEncoder, "DPRContextEncoder": DPRContextEncoder}
     if name not in classes:
         raise ConfigError(f"encoder {spec.name!r} is a {name}; expected {' or '.join(classes)}")
-    tokenizer = _tokenizer(folder, spec.name)
-    return TextEncoder(_load(classes[name], folder, spec.name), tokenizer, _with_length(spec, tokenizer, config))
+    tokenizer = load_tokenizer(folder, spec.name)
+    return TextEncoder(load_weights(classes[name], folder, spec.name), tokenizer, _with_length(spec, tokenizer, config))
 
 
 def _with_length(spec: EncoderSpec, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> EncoderSpec:
@@ -343,31 +347,9 @@ def _with_length(spec: EncoderSpec, tokenizer: PreTrainedTokenizerBase, config: 
 
 def _model_config(folder: Path, name: str) -> PreTrainedConfig:
     try:
-        return cast("PreTrainedConfig", AutoConfig.from_pretrained(folder, **_SAFE))
+        return cast("PreTrainedConfig", AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise DataError(f"not a model of transformers' own: {error}", path=name) from error
-
-
-def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    try:
-        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(folder, **_SAFE))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"its tokenizer cannot be loaded: {error}", path=name) from error
-
-
-def _load(auto: Any, folder: Path, name: str, optional: str = "") -> Any:  # noqa: ANN401 - any transformers class
-    """Load weights, tensors only, and refuse a folder that lacks some of them."""
-    try:
-        model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **_SAFE)
-    except Exception as error:  # pickle, OSError, ValueError, RuntimeError: all say the folder is not usable
-        raise DataError(
-            f"its weights cannot be loaded: {error}", path=name,
-            hint="Weights must be safetensors, or a file of nothing but tensors.",
-        ) from error  # fmt: skip
-    missing = [key for key in info["missing_keys"] if not (optional and optional in key)]
-    if missing:
-        raise DataError(f"{len(missing)} weights are missing, {missing[0]!r} first", path=name)
-    return model
 
 
 def _pool(states: Tensor, mask: Tensor, pooling: str | None) -> Tensor:

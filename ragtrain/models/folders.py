@@ -8,10 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging as remarks
 
 from ragtrain.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedTokenizerBase
 
 SIDECAR = "ragtrain.json"
 Pooling = Literal["cls", "mean", "pooler", "last"]
@@ -59,6 +69,20 @@ class EncoderSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         return dataclasses.asdict(self)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep transformers' progress bars and remarks off the console while weights are read or written."""
+    level, bars = remarks.get_verbosity(), remarks.is_progress_bar_enabled()
+    remarks.set_verbosity_error()  # type: ignore[no-untyped-call]
+    remarks.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        remarks.set_verbosity(level)
+        if bars:
+            remarks.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def local_folder(name_or_path: str | Path, *, kind: str) -> Path:
@@ -189,3 +213,45 @@ def _prompt(config: dict[str, Any], names: tuple[str, ...]) -> str:
         if name in prompts:
             return cast("str", prompts[name]) or ""
     return ""
+
+
+def load_weights(auto: Any, folder: Path, name: str, *, optional: str = "") -> Any:  # noqa: ANN401 - any class of theirs
+    """Return a transformers model, float32, from files that hold tensors only.
+
+    Args:
+        auto: the class to load with.
+        folder: the folder.
+        name: what the caller called it, for messages.
+        optional: weights with this in their name may be missing.
+
+    Raises:
+        DataError: the weights cannot be read, or some are missing.
+    """
+    try:
+        with hushed():
+            model, info = auto.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
+    except Exception as error:  # pickle, OSError, ValueError, RuntimeError: all say the folder is not usable
+        raise DataError(
+            f"its weights cannot be loaded: {error}",
+            path=name,
+            hint="Weights must be safetensors, or a file of nothing but tensors.",
+        ) from error
+    missing = sorted(key for key in info["missing_keys"] if not (optional and optional in key))
+    if missing:
+        raise DataError(f"{len(missing)} weights are missing, {missing[0]!r} first", path=name)
+    return model
+
+
+def load_tokenizer(folder: Path, name: str, **settings: Any) -> PreTrainedTokenizerBase:  # noqa: ANN401
+    """Return a folder's tokenizer.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **settings)
+    except Exception as error:  # OSError, ValueError, KeyError and worse: all say there is no tokenizer here
+        raise DataError(f"its tokenizer cannot be loaded: {error}", path=name) from error
+    return cast("PreTrainedTokenizerBase", tokenizer)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
 from ragtrain.errors import ConfigError, DataError
 from ragtrain.models.encoder import evaluating
-from ragtrain.models.folders import local_folder
+from ragtrain.models.folders import load_tokenizer, load_weights, local_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +138,7 @@ class RagModel(nn.Module):
         self._noisy_encoder = _has_dropout(question_encoder)
         self.generator.generation_config = GenerationConfig.from_model_config(config)
         if gradient_checkpointing:
-            self.generator.gradient_checkpointing_enable({"use_reentrant": False})
+            self.generator.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
         self.pad_token_id: int = config.pad_token_id
         self.decoder_start_token_id: int = _start_token(config)
 
@@ -299,26 +299,17 @@ def load_generator(name_or_path: str | Path) -> tuple[PreTrainedModel, PreTraine
         DataError: weights or tokenizer are missing or cannot be read safely.
     """
     folder = local_folder(name_or_path, kind="generator")
+    name = str(name_or_path)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if config.model_type not in GENERATORS:
-            raise ConfigError(
-                f"generator {str(name_or_path)!r} is a {config.model_type} model; "
-                f"expected one of {', '.join(GENERATORS)}",
-                hint="Choose a BART or T5 model with --generator.",
-            )
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+    except (OSError, ValueError) as error:
+        raise DataError(f"not a model of transformers' own: {error}", path=name) from error
+    if kind not in GENERATORS:
+        raise ConfigError(
+            f"generator {name!r} is a {kind} model; expected one of {', '.join(GENERATORS)}",
+            hint="Choose a BART or T5 model with --generator.",
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except ConfigError:
-        raise
-    except Exception as error:  # pickle, OSError, ValueError, RuntimeError: all say the folder is not usable
-        raise DataError(f"cannot be loaded as a generator: {error}", path=name_or_path) from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise DataError(f"{len(missing)} weights are missing, {missing[0]!r} first", path=name_or_path)
-    return model, tokenizer
+    return load_weights(AutoModelForSeq2SeqLM, folder, name), load_tokenizer(folder, name)
 
 
 def _start_token(config: Any) -> int:  # noqa: ANN401 - any transformers configuration
