@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ragtrain.data.prompts import assemble
+from ragtrain.data.prompts import assemble, layout_for
+from ragtrain.data.tokens import TokenStore
+from ragtrain.errors import IndexMismatchError
 from ragtrain.models.rag import Retrieved
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragtrain.data.prompts import Layout
-    from ragtrain.data.tokens import TokenStore
     from ragtrain.index.search import DenseIndex, Hits, Searcher
+    from ragtrain.models.rag import RagModel
     from ragtrain.records import Passage
 
 
@@ -50,6 +52,34 @@ class Retriever:
     n_docs: int
     max_input_tokens: int
 
+    @classmethod
+    def for_model(
+        cls, index: DenseIndex, model: RagModel, *, device: torch.device | str = "cpu", n_docs: int | None = None
+    ) -> Retriever:
+        """Return a retriever that feeds a model from an index; the passages are tokenised where they are not yet.
+
+        Args:
+            index: its vectors must be of the question encoder's dimension.
+            model: whose tokenizer, input length and number of passages are used.
+            device: where the vectors are searched and what is retrieved is returned: the model's.
+            n_docs: passages handed to the generator; without it, as many as the model was trained with.
+
+        Raises:
+            IndexMismatchError: vectors and question encoder have different dimensions.
+        """
+        if index.dim != model.question_encoder.dim:
+            raise IndexMismatchError(
+                f"its vectors have {index.dim} dimensions, those of the question encoder {model.question_encoder.dim}",
+                path=index.path,
+                hint="prepare the index with the passage encoder that belongs to this question encoder",
+            )
+        tokenizer = model.generator_tokenizer
+        layout = layout_for(tokenizer, getattr(model.generator.config, "prefix", None) or "")
+        sha256 = index.manifest["passages_sha256"]
+        tokens = TokenStore.for_index(index.path, index.passages, tokenizer, layout=layout, passages_sha256=sha256)
+        settings = model.settings
+        return cls(index, index.searcher(device), tokens, layout, n_docs or settings.n_docs, settings.max_input_tokens)
+
     def search(self, queries: Tensor, n_docs: int | None = None) -> Hits:
         """Return the best ``n_docs`` passages of each question vector, best first; no gradient flows through it.
 
@@ -64,7 +94,7 @@ class Retriever:
         """Return vectors and generator inputs of the first ``n_docs`` hits of each question.
 
         Inputs are padded on the right to the longest of the batch. A place without a passage (``hits.mask`` False) has
-        a zero vector and stands on passage 0's tokens, so that shapes hold; whoever scores it must honour the mask.
+        a zero vector and an input without passage, so that shapes hold; whoever scores it must honour the mask.
 
         Args:
             hits: (batch, depth) of ``search``, with depth at least ``n_docs``.
@@ -73,18 +103,15 @@ class Retriever:
         """
         n_docs = n_docs or self.n_docs
         ids, mask = hits.ids[:, :n_docs], hits.mask[:, :n_docs]
-        places = ids.clamp(min=0).cpu().numpy()
         # The document is the fast axis: row b * n_docs + d belongs to question b and its hit d.
-        questions = [tokens for tokens in question_tokens for _ in range(places.shape[1])]
-        input_ids, attention_mask = assemble(
-            self.tokens.gather(places.ravel()), questions, self.layout, self.max_input_tokens
-        )
+        passages = self.tokens.gather(ids.cpu().numpy())
+        input_ids, attention_mask = assemble(passages, question_tokens, self.layout, self.max_input_tokens)
         return Retrieved(
             vectors=self.searcher.vectors(ids),
             mask=mask,
             ids=ids,
-            input_ids=torch.as_tensor(input_ids).to(ids.device),
-            attention_mask=torch.as_tensor(attention_mask).to(ids.device),
+            input_ids=torch.from_numpy(input_ids).to(ids.device),
+            attention_mask=torch.from_numpy(attention_mask).to(ids.device),
         )
 
     def for_questions(
