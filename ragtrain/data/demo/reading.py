@@ -25,6 +25,7 @@ import dataclasses
 import functools
 import importlib.resources
 import re
+import unicodedata
 from importlib.resources.abc import Traversable
 
 from ragtrain.errors import DataError
@@ -61,7 +62,8 @@ class Entity:
     @property
     def slug(self) -> str:
         """The name as part of an identifier."""
-        return re.sub(r"[\W_]+", "-", self.bare.casefold()).strip("-")
+        plain = "".join(c for c in unicodedata.normalize("NFKD", self.bare.casefold()) if not unicodedata.combining(c))
+        return re.sub(r"[\W_]+", "-", plain).strip("-")
 
 
 def _folder(name: str) -> Traversable:

@@ -76,9 +76,7 @@ class Wording:
         if not relations:
             return ""
         relations.sort(key=lambda name: stable_number("order", *key, name))
-        parts: list[tuple[str, str]] = [
-            (pick(self.templates.sentences[name], "s", *key, name), self.entity.facts[name][0]) for name in relations
-        ]
+        parts: list[tuple[str, str]] = [(self._template(name, key), self.entity.facts[name][0]) for name in relations]
         fillers = sorted(self.templates.fillers, key=lambda text: stable_number("fill", *key, text))
         length = sum(len(template.split()) + len(value.split()) for template, value in parts)
         while fillers and (length < _SHORT_WORDS or (length < _MEDIUM_WORDS and stable_number(length, *key) % 3 == 0)):
@@ -91,6 +89,13 @@ class Wording:
             text += " " * (n > 0) + self._sentence(template, value, (*key, str(n)), clear)
             clear = template.startswith(("{E}", "{E's}"))
         return text
+
+    def _template(self, relation: str, key: tuple[str, ...]) -> str:
+        """Choose a sentence; none that begins with the answer where upper case would change the answer."""
+        options = self.templates.sentences[relation]
+        if self.entity.facts[relation][0][:1].islower():
+            options = [option for option in options if not option.startswith("{V}")]
+        return pick(options, "s", *key, relation)
 
     def _sentence(self, template: str, value: str, key: tuple[str, ...], clear: bool) -> str:
         """Write a sentence, with a pronoun for its subject only where the sentence before makes clear who is meant."""
