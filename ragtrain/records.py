@@ -10,9 +10,12 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +84,16 @@ class Question:
         return {**row, **self.extra}
 
 
+def normalize_text(text: str) -> str:
+    """Return a text as it is compared with others: composed (NFC), without regard to case and spacing."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def content_id(*parts: str) -> str:
+    """Return an id (16 hexadecimal digits) of texts, the same wherever they differ in case and spacing only."""
+    return hashlib.sha256("\0".join(map(normalize_text, parts)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object a line, aside and then renamed, and return how many there were."""
     count = 0
@@ -97,7 +110,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON document, aside and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
