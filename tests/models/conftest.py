@@ -1,0 +1,162 @@
+"""Tiny random models and tokenizers, made from configurations: 2 layers, width 16, 60 words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    DPRConfig,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from ragtrain.models.encoder import TextEncoder
+from ragtrain.models.folders import EncoderSpec
+from ragtrain.models.rag import Retrieved
+
+VOCAB = 60
+WIDTH = 16
+WORDS = [f"w{i}" for i in range(VOCAB - 8)]
+
+
+def _tokenizer(special: list[str], single: str, pair: str) -> PreTrainedTokenizerFast:
+    vocab = {word: i for i, word in enumerate([*special, *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    ids = [(token, vocab[token]) for token in special]
+    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", model_max_length=32)
+
+
+@pytest.fixture(scope="session")
+def bert_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = _tokenizer(["<pad>", "<unk>", "<cls>", "<sep>"], "<cls> $A <sep>", "<cls> $A <sep> $B:1 <sep>:1")
+    tokenizer.add_special_tokens({"pad_token": "<pad>", "cls_token": "<cls>", "sep_token": "<sep>"})
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def bart_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = _tokenizer(["<s>", "<pad>", "</s>", "<unk>"], "<s> $A </s>", "<s> $A </s> $B </s>")
+    tokenizer.add_special_tokens({"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>"})
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def t5_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = _tokenizer(["<pad>", "</s>", "<unk>"], "$A </s>", "$A </s> $B </s>")
+    tokenizer.add_special_tokens({"pad_token": "<pad>", "eos_token": "</s>"})
+    return tokenizer
+
+
+def make_bart(dropout: float = 0.0, init_std: float = 0.3) -> BartForConditionalGeneration:
+    config = BartConfig(
+        vocab_size=VOCAB, d_model=WIDTH, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=64, dropout=dropout,
+        init_std=init_std, pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2,
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config)
+    model.final_logits_bias.normal_()  # zero in most checkpoints, where an omission would not show
+    return model
+
+
+def make_t5(dropout: float = 0.0, **changes: object) -> T5ForConditionalGeneration:
+    config = T5Config(
+        vocab_size=VOCAB, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=dropout,
+        initializer_factor=2.0, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **changes,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config)
+
+
+def make_generator(kind: str) -> PreTrainedModel:
+    if kind == "bart":
+        return make_bart()
+    return make_t5() if kind == "t5" else make_t5(tie_word_embeddings=False, feed_forward_proj="gated-gelu")
+
+
+def bert_settings(dropout: float = 0.0) -> dict[str, object]:
+    return dict(
+        vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+        initializer_range=0.3, pad_token_id=0,
+    )  # fmt: skip
+
+
+def make_dpr(role: str = "question", dropout: float = 0.0, projection: int = 0) -> PreTrainedModel:
+    config = DPRConfig(**bert_settings(dropout), projection_dim=projection)
+    return (DPRQuestionEncoder if role == "question" else DPRContextEncoder)(config)
+
+
+def make_bert(dropout: float = 0.0) -> BertModel:
+    return BertModel(BertConfig(**bert_settings(dropout)))
+
+
+def text_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pooling: str = "pooler") -> TextEncoder:
+    pair = "pair" if pooling == "pooler" else "joined"
+    return TextEncoder(model, tokenizer, EncoderSpec(name="tiny", pooling=pooling, max_tokens=32, passage_format=pair))
+
+
+@dataclass(frozen=True)
+class Example:
+    """A batch as training has it, and the passages that a search would return."""
+
+    question_ids: Tensor
+    question_mask: Tensor
+    targets: Tensor
+    retrieved: Retrieved
+
+    def retrieve(self, query: Tensor) -> Retrieved:
+        assert query.dtype == torch.float32
+        assert not query.requires_grad
+        return self.retrieved
+
+
+@pytest.fixture
+def example() -> Callable[..., Example]:
+    return make_example
+
+
+def make_example(
+    n_docs: int, lengths: tuple[int, ...] = (5, 3, 2, 7), bos: int | None = None, eos: int = 2, dim: int = WIDTH
+) -> Example:
+    """Questions, passages and targets of random words; ``lengths`` are those of the targets, EOS included."""
+    batch = len(lengths)
+    targets = torch.full((batch, max(lengths)), -100)
+    for row, length in enumerate(lengths):
+        targets[row, :length] = torch.randint(8, VOCAB, (length,))
+        targets[row, length - 1] = eos
+        if bos is not None and length > 1:
+            targets[row, 0] = bos
+    question_ids, question_mask = _ragged(batch, 6, 2)
+    input_ids, attention_mask = _ragged(batch * n_docs, 11, 4)
+    retrieved = Retrieved(
+        vectors=torch.randn(batch, n_docs, dim),
+        mask=torch.ones(batch, n_docs, dtype=torch.bool),
+        ids=torch.arange(batch * n_docs).view(batch, n_docs),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+    )
+    return Example(question_ids, question_mask, targets, retrieved)
+
+
+def _ragged(rows: int, longest: int, shortest: int) -> tuple[Tensor, Tensor]:
+    ids = torch.randint(8, VOCAB, (rows, longest))
+    lengths = torch.randint(shortest, longest + 1, (rows,))
+    lengths[0] = longest
+    mask = (torch.arange(longest) < lengths[:, None]).long()
+    return ids, mask
