@@ -60,7 +60,7 @@ MEMORY_REMEDIES: Mapping[str, str] = {
 
 
 class Result(Protocol):
-    """What every command's function returns."""
+    """What every command's function returns. One that has an ``exit_code`` ends the process with it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -102,6 +102,7 @@ def execute(request: Request) -> int:
         if request.json:
             report.json_out(result.to_json())
         sys.stdout.flush()
+        return int(getattr(result, "exit_code", 0))
     except BrokenPipeError:
         # Whoever read us is gone: nothing more can be said to them, not even by the interpreter at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -111,7 +112,6 @@ def execute(request: Request) -> int:
         return _fail(error, interrupt, show=request.traceback)
     except Exception as exception:  # noqa: BLE001 - the outermost floor turns every error into an exit code
         return _fail(explain(exception, config), exception, show=request.traceback)
-    return 0
 
 
 def _resolve(request: Request) -> Resolved[Command]:
