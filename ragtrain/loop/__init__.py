@@ -1,0 +1,39 @@
+"""THE training loop, for every trainer: a generator that yields one frozen Step per optimizer step.
+
+``for step in loop.steps(model, loss, source, groups=…, training=loop.Training(…), evaluate=…): …``
+
+feed.py         plan → one rank's micro-batches of each step, collated ahead
+update.py       one optimizer step: accumulate, exchange, measure, clip, update
+schedule.py     number of steps, learning rate, precision, optimizer
+checkpoints.py  folders that are whole or are not there; exact resume
+frame.py        what must agree between a checkpoint and the run that goes on from it
+signals.py      SIGINT and SIGTERM end a run after the step in progress
+journal.py      Step, log line, metrics.jsonl, trackers
+settings.py     what a stretch of training is told
+steps.py        the generator that holds them together
+"""
+
+from ragtrain.loop.checkpoints import load_weights
+from ragtrain.loop.feed import Batch, BatchSource
+from ragtrain.loop.journal import Step
+from ragtrain.loop.schedule import ParamGroup, resolve_precision, total_steps
+from ragtrain.loop.settings import Training, make_accelerator, resume_command
+from ragtrain.loop.steps import steps
+from ragtrain.loop.update import LossFunction
+from ragtrain.runs import is_main_process
+
+__all__ = [
+    "Batch",
+    "BatchSource",
+    "LossFunction",
+    "ParamGroup",
+    "Step",
+    "Training",
+    "is_main_process",
+    "load_weights",
+    "make_accelerator",
+    "resolve_precision",
+    "resume_command",
+    "steps",
+    "total_steps",
+]

@@ -1,0 +1,129 @@
+"""How many steps, at which learning rate, in which arithmetic, and with which optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from ragtrain.errors import ConfigError, RagtrainError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ragtrain.config.training import LoopConfig, OptimConfig
+
+WARMUP_FRACTION = 0.05
+"""Share of all steps that warms up where the configuration does not say."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that share a peak learning rate, under the name by which logs and metrics call them."""
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float
+
+
+def resolve_precision(mixed_precision: str) -> Literal["no", "fp16", "bf16"]:
+    """Return the arithmetic that ``auto`` stands for on this machine.
+
+    Raises:
+        ConfigError: fp16 was asked for where there is no CUDA device: its gradient scaler needs one.
+    """
+    cuda = torch.cuda.is_available()
+    if mixed_precision == "auto":
+        if not cuda:
+            return "no"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if mixed_precision == "fp16":
+        if not cuda:
+            raise ConfigError(
+                "mixed_precision fp16 needs a CUDA device, and there is none",
+                hint="use --mixed-precision no, or bf16, which a CPU can do as well",
+            )
+        return "fp16"
+    return "bf16" if mixed_precision == "bf16" else "no"
+
+
+def total_steps(config: LoopConfig, micro_batches_per_epoch: int, world: int) -> int:
+    """Return the optimizer steps of a whole run; the last step of an epoch may be a smaller one."""
+    if config.max_steps is not None:
+        return config.max_steps
+    per_epoch = math.ceil(micro_batches_per_epoch / (config.gradient_accumulation_steps * world))
+    return max(1, math.ceil(config.num_epochs * per_epoch))
+
+
+def warmup_steps(optim: OptimConfig, total: int) -> int:
+    """Return the steps of linear warm-up."""
+    return math.ceil(WARMUP_FRACTION * total) if optim.warmup_steps is None else optim.warmup_steps
+
+
+def lr_factor(schedule: str, completed: int, warmup: int, total: int) -> float:
+    """Return what the peak learning rate is multiplied by in the step after ``completed`` steps.
+
+    The three shapes are those of transformers' ``get_{linear,cosine,constant}_schedule_with_warmup``, as functions
+    of the number of completed steps: there is no scheduler state to save, and a step that fp16 skipped was not
+    completed, so it does not advance them. As there, the very first step of a warm-up has a factor of 0.
+    """
+    if completed < warmup:
+        return completed / warmup
+    if schedule == "constant":
+        return 1.0
+    progress = (completed - warmup) / max(1, total - warmup)
+    if schedule == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    return max(0.0, 1.0 - progress)
+
+
+def check_groups(model: nn.Module, groups: Sequence[ParamGroup]) -> None:
+    """Raise unless every trainable parameter of the model is in exactly one group.
+
+    Raises:
+        RagtrainError: One is in no group or in two, or two groups have one name.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if len({group.name for group in groups}) < len(groups):
+        raise RagtrainError(f"parameter groups share a name: {[group.name for group in groups]}")
+    owner: dict[int, str] = {}
+    for group in groups:
+        for parameter in group.parameters:
+            name = names.get(id(parameter), "a parameter that is not the model's")
+            if id(parameter) in owner:
+                raise RagtrainError(f"{name} is in two parameter groups: {owner[id(parameter)]} and {group.name}")
+            owner[id(parameter)] = group.name
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in owner:
+            raise RagtrainError(f"{name} is trainable and in no parameter group")
+
+
+def make_optimizer(groups: Sequence[ParamGroup], optim: OptimConfig) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on matrices only; each of its groups knows its name and its peak rate.
+
+    Raises:
+        RagtrainError: No parameter is trainable.
+    """
+    torch_groups = []
+    for group in groups:
+        trainable = [p for p in group.parameters if p.requires_grad]
+        for parameters, decay in (
+            ([p for p in trainable if p.ndim >= 2], optim.weight_decay),
+            ([p for p in trainable if p.ndim < 2], 0.0),
+        ):
+            if parameters:
+                torch_groups.append(
+                    {
+                        "params": parameters,
+                        "weight_decay": decay,
+                        "lr": group.learning_rate,
+                        "name": group.name,
+                        "peak": group.learning_rate,
+                    }
+                )
+    if not torch_groups:
+        raise RagtrainError("no parameter is trainable")
+    return torch.optim.AdamW(torch_groups, betas=(optim.adam_beta1, optim.adam_beta2), eps=optim.adam_epsilon)

@@ -1,0 +1,96 @@
+"""What a stretch of training is told, and what it says when it ends badly."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shlex
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin, set_seed
+
+from ragtrain.errors import ConfigError, OutOfMemoryError
+from ragtrain.loop.schedule import resolve_precision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ragtrain.config.training import LoopConfig, OptimConfig
+    from ragtrain.runs import RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a stretch of training is told besides model, loss and data.
+
+    Attributes:
+        config: How long, in which portions, what is kept.
+        optim: Optimizer and schedule.
+        run: Folder that everything is written to.
+        trackers: Experiment trackers by Accelerate's names.
+        memory_flags: Flags of this trainer that save memory, named when the device is full.
+    """
+
+    config: LoopConfig
+    optim: OptimConfig
+    run: RunFolder
+    trackers: Sequence[str] = ()
+    memory_flags: Sequence[str] = ("--gradient-checkpointing",)
+
+
+def make_accelerator(config: LoopConfig) -> Accelerator:
+    """Return the Accelerator of a run and seed every random generator, so that what is built next is reproducible.
+
+    Raises:
+        ConfigError: The precision does not go with the device, or the launcher asks for sharded training.
+    """
+    # A process may train several times (tests, notebooks); the precision of an earlier run must not stick.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=resolve_precision(config.mixed_precision),
+        # The loop normalises by weights itself; 1 here also overrides what the launcher's environment may say.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        # Poolers and the like get no gradient; DDP would otherwise wait for them.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+        raise ConfigError(
+            f"{accelerator.distributed_type.value} is not supported: every rank holds the whole model",
+            hint="launch with --multi_gpu, or with torchrun",
+        )
+    set_seed(config.seed)
+    return accelerator
+
+
+def resume_command(run: RunFolder, world: int = 1) -> str:
+    """Return the command line that goes on with a run from its latest checkpoint."""
+    launcher = "ragtrain" if world == 1 else f"accelerate launch --num_processes {world} -m ragtrain"
+    config = shlex.quote(str(run.path / "config.yaml"))
+    return f"{launcher} train {run.kind} --config {config} --resume latest"
+
+
+@contextlib.contextmanager
+def memory_explained(training: Training, accelerator: Accelerator) -> Iterator[None]:
+    """Turn a full device into an error that names what to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as cause:
+        full = isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(cause)
+        if not full:
+            raise
+        config = training.config
+        flags = list(training.memory_flags)
+        if config.batch_size > 1:
+            half = config.batch_size // 2
+            accumulation = config.gradient_accumulation_steps * config.batch_size // half
+            flags.insert(0, f"--batch-size {half} --gradient-accumulation-steps {accumulation} (the same step)")
+        if accelerator.mixed_precision == "no":
+            flags.append("--mixed-precision bf16")
+        raise OutOfMemoryError(
+            f"{accelerator.device} has no memory left for micro-batches of {config.batch_size} examples: "
+            f"{str(cause).splitlines()[0] if str(cause) else 'allocation failed'}",
+            hint="try " + ", or ".join(flags),
+        ) from cause
