@@ -66,7 +66,7 @@ def passage_line(passage: Passage) -> bytes:
     """Return the line that stands for a passage in ``passages.jsonl``, newline included."""
     row = passage.to_json()
     row.update(id=passage.id, title=passage.title, text=passage.text)  # metadata of the same name gives way
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", errors="replace")
+    return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode("utf-8", errors="replace")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ragtrain.errors import ConfigError, DataError, IndexMismatchError
+from ragtrain.config.commands import EncoderConfig
+from ragtrain.errors import DataError, IndexMismatchError
 from ragtrain.index.encode import FORMAT, MANIFEST_FILE, VECTORS_FILE, VERSION
 from ragtrain.index.exact import Hits, Searcher
 from ragtrain.index.faiss_flat import FAISS_FILE, FaissSearcher
@@ -81,20 +82,18 @@ class DenseIndex:
     def question_encoder(self) -> str | None:
         """Name of the encoder that questions to this index need; None is the built-in demo encoder.
 
-        Raises:
-            ConfigError: the passages were encoded by a DPR context encoder whose question encoder is not known.
+        For a DPR context encoder it is the question encoder that was trained with it, where its name says so.
         """
         encoder = self.manifest["encoder"]
         name: str | None = encoder.get("name")
-        if name is None or "DPRContextEncoder" not in str(encoder.get("spec", {}).get("class", "")):
-            return name
-        twin = name.replace("ctx_encoder", "question_encoder").replace("ctx-encoder", "question-encoder")
-        if twin == name:
-            raise ConfigError(
-                f"{self.path} was made with the DPR context encoder {name}, which does not read questions",
-                hint="name the question encoder that was trained with it",
-            )
-        return twin
+        if name is not None and encoder.get("spec", {}).get("model_class") == "DPRContextEncoder":
+            return name.replace("ctx_encoder", "question_encoder")
+        return name
+
+    @property
+    def encoder_config(self) -> EncoderConfig:
+        """What was asked of the encoder when the index was made, to be asked again of the encoder of questions."""
+        return EncoderConfig.model_validate(self.manifest["encoder"].get("config") or {})
 
     def searcher(
         self, device: torch.device | str = "cpu", *, backend: Literal["flat", "faiss-flat"] = "flat"
