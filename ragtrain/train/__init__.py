@@ -1,0 +1,1 @@
+"""One readable recipe per trainable part."""
