@@ -17,7 +17,7 @@ import torch
 
 from ragtrain.data.prompts import assemble, layout_for
 from ragtrain.data.tokens import TokenStore
-from ragtrain.errors import IndexMismatchError
+from ragtrain.errors import IndexMismatchError, RagtrainError
 from ragtrain.models.rag import Retrieved
 
 if TYPE_CHECKING:
@@ -140,9 +140,16 @@ class Lookup:
     ) -> None:
         self.retriever, self.question_tokens = retriever, question_tokens
         self.n_docs, self.depth = n_docs, max(n_docs, depth or n_docs)
-        self.hits: Hits | None = None
+        self._hits: Hits | None = None
+
+    @property
+    def hits(self) -> Hits:
+        """What was found last, ``depth`` passages for each question."""
+        if self._hits is None:
+            raise RagtrainError("nothing was searched for yet")
+        return self._hits
 
     def __call__(self, queries: Tensor) -> Retrieved:
         """Search with question vectors (batch, dim) and return the generator's ``n_docs`` passages for each."""
-        self.hits = self.retriever.search(queries, self.depth)
-        return self.retriever.gather(self.hits, self.question_tokens, self.n_docs)
+        self._hits = self.retriever.search(queries, self.depth)
+        return self.retriever.gather(self._hits, self.question_tokens, self.n_docs)
