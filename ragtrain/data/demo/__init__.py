@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from ragtrain.data.demo.reading import Entity, kinds, read_table, read_templates
@@ -21,6 +22,12 @@ from ragtrain.records import Document, Passage, Question
 
 LICENCE = "Apache-2.0"
 ORIGIN = "Facts from general knowledge, tables and wording written for ragtrain"
+
+#: The small models that the demo starts from; they have read about invented entities only.
+ENCODER = Path(__file__).parent / "models" / "encoder"
+GENERATOR = Path(__file__).parent / "models" / "generator"
+#: Where the demo set goes when a command needs it and was told no place.
+FOLDER = Path("data/demo")
 
 _Split = Literal["train", "validation", "test"]
 _TEST_SHARE, _VALIDATION_SHARE = 0.2, 0.1

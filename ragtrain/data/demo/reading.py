@@ -26,9 +26,12 @@ import functools
 import importlib.resources
 import re
 import unicodedata
-from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING
 
 from ragtrain.errors import DataError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 
 @dataclasses.dataclass(slots=True)
@@ -44,7 +47,7 @@ class Templates:
     questions: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Entity:
     """One line of a table: ``name`` in running text (``the Nile``) and the answers by relation."""
 
@@ -53,16 +56,17 @@ class Entity:
     pronoun: str
     facts: dict[str, tuple[str, ...]]
 
-    @property
+    @functools.cached_property
     def bare(self) -> str:
         """The name as the title of an article: without its article, first letter upper case."""
         bare = self.name.removeprefix("the ")
         return bare[:1].upper() + bare[1:]
 
-    @property
+    @functools.cached_property
     def slug(self) -> str:
         """The name as part of an identifier."""
-        plain = "".join(c for c in unicodedata.normalize("NFKD", self.bare.casefold()) if not unicodedata.combining(c))
+        spelled = self.bare.casefold().replace("+", "p").replace("#", "-sharp")
+        plain = "".join(c for c in unicodedata.normalize("NFKD", spelled) if not unicodedata.combining(c))
         return re.sub(r"[\W_]+", "-", plain).strip("-")
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ragtrain.data.demo.reading import Entity, Templates
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ragtrain.data.demo.reading import Entity, Templates
 
 _POSSESSIVE = {"it": "its", "he": "his", "she": "her", "they": "their"}
 _SHORT_WORDS, _MEDIUM_WORDS = 28, 40
@@ -29,7 +32,8 @@ def pick(options: Sequence[str], *key: object) -> str:
 
 def contains_words(text: str, words: str) -> bool:
     """Say whether the words stand in the text, case aside, not as a part of longer words."""
-    return re.search(rf"(?<!\w){re.escape(words.casefold())}(?!\w)", text.casefold()) is not None
+    text, words = text.casefold(), words.casefold()
+    return words in text and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
 
 
 def _upper_first(text: str) -> str:
