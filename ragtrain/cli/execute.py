@@ -24,6 +24,7 @@ import sys
 import traceback as traceback_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import ragtrain
 from ragtrain.config import fields
 from ragtrain.config.load import Resolved, load_config
 from ragtrain.errors import ConfigError, DataError, Interrupted, OutOfMemoryError, RagtrainError
@@ -187,18 +188,18 @@ def explain(exception: Exception, config: Command | None) -> RagtrainError:
             return ConfigError(f"the package {missing or exception} is not installed", hint=hint)
     if isinstance(exception, OSError) and exception.errno in USERS_FILES and exception.filename is not None:
         return DataError(exception.strerror or str(exception), path=exception.filename)
-    message = f"unexpected {type(exception).__name__}: {exception or 'no message'}{_where(exception)}"
+    message = f"unexpected {type(exception).__name__}: {str(exception) or 'no message'}{_where(exception)}"
     return RagtrainError(message, hint="this is a fault of ragtrain; the same command with --traceback shows where")
 
 
 def _where(exception: Exception) -> str:
-    """Name the last line of ours that the exception passed through."""
+    """Name the last line of ours, the command line's own aside, that the exception passed through."""
+    folder = os.path.dirname(ragtrain.__file__)  # noqa: PTH120 - frames know their files as texts
     frames = traceback_module.extract_tb(exception.__traceback__)
-    ours = [frame for frame in frames if f"{os.sep}ragtrain{os.sep}" in frame.filename]
-    if not ours:
-        return ""
-    package = ours[-1].filename.rpartition(f"{os.sep}ragtrain{os.sep}")[2]
-    return f" (ragtrain/{package.replace(os.sep, '/')}:{ours[-1].lineno})"
+    places = [f"ragtrain{f.filename.removeprefix(folder)}:{f.lineno}" for f in frames if f.filename.startswith(folder)]
+    places = [place.replace(os.sep, "/") for place in places]
+    ours = [place for place in places if not place.startswith("ragtrain/cli/")]
+    return f" ({ours[-1]})" if ours else ""
 
 
 def _is_out_of_memory(exception: Exception) -> bool:

@@ -12,6 +12,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -52,6 +53,7 @@ class Command(Section):
 
 __all__ = [
     "Command",
+    "Decay",
     "Fraction",
     "NonNegativeFloat",
     "NonNegativeInt",

@@ -241,7 +241,7 @@ class EvalConfig(Command):
     """Seed of the draw and of the bootstrap."""
     n_docs: PositiveInt | None = None
     """Passages to marginalise over; without it as in training."""
-    recall_at: tuple[int, ...] = (1, 5, 20)
+    recall_at: tuple[PositiveInt, ...] = (1, 5, 20)
     """Depths k at which answer-recall is reported."""
     num_beams: PositiveInt = 4
     """Beams of the decoder for each passage."""
@@ -256,7 +256,7 @@ class EvalConfig(Command):
     output_dir: Path | None = None
     """Folder for ``metrics.json`` and ``predictions.jsonl``; without it ``eval`` in the run folder."""
     output_file: Path | None = None
-    """One JSON file with metrics and predictions besides."""
+    """One JSON file with metrics and predictions, in addition to the folder."""
     overwrite: bool = False
     """Replace earlier results in the output folder."""
 
@@ -281,7 +281,7 @@ class CompareConfig(Command):
     seed: NonNegativeInt = 0
     """Seed of the bootstrap."""
     output_file: Path | None = None
-    """Write the comparison as JSON besides."""
+    """Write the comparison to this JSON file as well."""
     tolerance: NonNegativeFloat = 1e-12
     """Differences up to this count as ties."""
 

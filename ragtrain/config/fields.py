@@ -136,22 +136,22 @@ def _bounded(shape: Shape, metadata: Iterable[Any]) -> Shape:
     return shape
 
 
-NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 METAVARS = {bool: "BOOL", int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
 def expected(shape: Shape) -> str:
     """Say in words which values a field takes, as ``a whole number above 0, or null``."""
     words = f"one of {', '.join(shape.choices)}" if shape.choices else NOUNS[shape.scalar]
-    if shape.low is not None and shape.high is not None:
-        open_ = " (both excluded)" if shape.low_open and shape.high_open else ""
-        words += f" from {shape.low:g} to {shape.high:g}{open_}"
-    elif shape.low is not None:
-        words += f" above {shape.low:g}" if shape.low_open else f", {shape.low:g} or more"
-    elif shape.high is not None:
-        words += f" below {shape.high:g}" if shape.high_open else f", {shape.high:g} or less"
+    bounds = []
+    if shape.low is not None:
+        bounds.append(f"above {shape.low:g}" if shape.low_open else f"at least {shape.low:g}")
+    if shape.high is not None:
+        bounds.append(f"below {shape.high:g}" if shape.high_open else f"at most {shape.high:g}")
+    if bounds:
+        words += f" {' and '.join(bounds)}"
     if shape.many:
-        words = f"a list, each {words}"
+        words = f"a list of which each is {words}"
     return f"{words}, or null" if shape.optional else words
 
 

@@ -98,7 +98,7 @@ def _from_pydantic(command: type[Command], error: ValidationError, settings: Map
             message = item["msg"].removeprefix("Value error, ")
         else:
             message = f"expected {fields.expected(table[dotted].shape)}"
-        subject = dotted or ".".join(parts) or command.name
+        subject = dotted or ".".join(parts)
         origin = setting.origin if setting is not None else DEFAULT
         value = [setting.value] if setting is not None else []
         problems[subject, message] = Problem(subject, origin, message, value[0] if value else None, bool(value))
@@ -116,6 +116,8 @@ def _render(command: type[Command], problem: Problem) -> str:
     if problem.subject.startswith("-"):
         value = f" {problem.value}" if problem.has_value else ""
         return f"{problem.subject}{value}: {problem.message}"
+    if not problem.subject:
+        return problem.message
     leaf = fields.leaves(command).get(problem.subject)
     origin = f"flag {leaf.flag}" if problem.origin == "flag" and leaf is not None else problem.origin
     received = f" = {_received(problem.value)}" if problem.has_value else ""

@@ -224,23 +224,32 @@ class _FileReader:
         return f"{self.path}:{node.start_mark.line + 1}"
 
     def read_mapping(self, node: yaml.MappingNode, prefix: tuple[str, ...]) -> None:
-        merged = any(key.tag.endswith(":merge") for key, _ in node.value)
-        if merged:
-            self.loader.flatten_mapping(node)
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            name = str(key.value).replace("-", "_") if isinstance(key, yaml.ScalarNode) else "?"
+        for name, (key, value) in self.unique(node, prefix).items():
             dotted = ".".join((*prefix, name))
-            if name in seen and not merged:
-                self.found.fail(dotted, self.where(key), f"given twice in this file, first on line {seen[name]}")
-                continue
-            seen[name] = key.start_mark.line + 1
             if dotted == "kind":
                 self.check_kind(value)
             elif isinstance(value, yaml.MappingNode) and self.is_section(dotted):
                 self.read_mapping(value, (*prefix, name))
             elif not (dotted in fields.sections(self.found.command) and _is_null(value) and not self.is_leaf(dotted)):
                 self.read_leaf(dotted, key, value)
+
+    def unique(self, node: yaml.MappingNode, prefix: tuple[str, ...]) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """Return the entries of a mapping by name; a name given twice is a problem, unless a merge key (<<) brought it."""
+        entries: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        own = [entry for entry in node.value if not entry[0].tag.endswith(":merge")]
+        if len(own) < len(node.value):
+            self.loader.flatten_mapping(node)
+            entries = {_name(key): (key, value) for key, value in node.value}
+        seen: dict[str, int] = {}
+        for key, value in own:
+            name = _name(key)
+            if name in seen:
+                dotted = ".".join((*prefix, name))
+                self.found.fail(dotted, self.where(key), f"given twice in this file, first on line {seen[name]}")
+            else:
+                seen[name] = key.start_mark.line + 1
+                entries[name] = (key, value)
+        return entries
 
     def is_section(self, dotted: str) -> bool:
         return dotted in fields.sections(self.found.command)
@@ -279,6 +288,10 @@ class _FileReader:
             self.found.fail(leaf.dotted, where, f"a mapping where {fields.expected(leaf.shape)} is expected")
         else:
             self.found.settings.append(Setting(leaf, _typed(leaf.shape, value), where))
+
+
+def _name(key: yaml.Node) -> str:
+    return str(key.value).replace("-", "_") if isinstance(key, yaml.ScalarNode) else "?"
 
 
 def _is_null(node: yaml.Node) -> bool:

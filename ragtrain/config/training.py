@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ragtrain.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from ragtrain.config.base import Decay, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class LoopConfig(Section):
@@ -29,11 +29,11 @@ class LoopConfig(Section):
     logging_steps: PositiveInt = 10
     """Steps between two lines of the log; the first and the last step are always logged."""
     eval_steps: PositiveInt | None = None
-    """Steps between two evaluations on the validation questions; without it, at the end of training only."""
+    """Steps between two evaluations on the validation questions; without it, only at the end of training."""
     save_steps: PositiveInt | None = 500
-    """Steps between two checkpoints."""
+    """Steps between two checkpoints; null keeps only the final one."""
     save_total_limit: PositiveInt | None = 2
-    """Checkpoints kept, the newest ones; the best one is kept besides."""
+    """Newest checkpoints to keep, apart from the best one; null keeps all."""
     best_metric: str = "eval_loss"
     """Validation metric that decides which checkpoint is the best one."""
     early_stopping_patience: PositiveInt | None = None
@@ -53,13 +53,13 @@ class OptimConfig(Section):
     retriever_learning_rate: PositiveFloat | None = None
     """Peak learning rate of the question encoder; without it, ``learning_rate``."""
     weight_decay: NonNegativeFloat = 0.01
-    """AdamW weight decay, on matrices only (not on biases, norms and embeddings' scales)."""
-    adam_beta1: float = 0.9
-    """AdamW beta 1."""
-    adam_beta2: float = 0.999
-    """AdamW beta 2."""
+    """AdamW weight decay, on weight matrices only: not on biases and norms."""
+    adam_beta1: Decay = 0.9
+    """AdamW's decay of the mean of gradients, per step."""
+    adam_beta2: Decay = 0.999
+    """AdamW's decay of the mean of squared gradients, per step."""
     adam_epsilon: PositiveFloat = 1e-8
-    """AdamW epsilon."""
+    """What AdamW adds to the denominator."""
     max_grad_norm: NonNegativeFloat = 1.0
     """Largest global gradient norm, clipped above; 0 switches clipping off."""
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
