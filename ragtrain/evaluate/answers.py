@@ -7,8 +7,8 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np  # noqa: TID253
-import torch  # noqa: TID253
+import numpy as np
+import torch
 
 from ragtrain import metrics, report
 from ragtrain.data.prompts import bare_ids

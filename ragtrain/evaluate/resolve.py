@@ -14,13 +14,13 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch  # noqa: TID253
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
 from ragtrain import prepare
 from ragtrain.config.commands import FetchConfig, PrepareConfig
-from ragtrain.data import fetch
+from ragtrain.data import demo, fetch
 from ragtrain.data.formats import read_questions
 from ragtrain.errors import CheckpointError, ConfigError, DataError
 from ragtrain.index.search import DenseIndex
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from ragtrain.records import Question
 
 log = logging.getLogger("ragtrain")
-
-DEMO_GENERATOR = prepare.DEMO_ENCODER.parent / "generator"
-DEMO_DATA = prepare.DEMO_PASSAGES.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +105,7 @@ def load_model_of(subject: Subject) -> RagModel:
     if subject.run is None:
         if subject.model_name is not None:
             return load_rag(subject.model_name)
-        return RagModel(load_encoder(prepare.DEMO_ENCODER, role="question"), *load_generator(DEMO_GENERATOR))
+        return RagModel(load_encoder(demo.ENCODER, role="question"), *load_generator(demo.GENERATOR))
     run = subject.run
     if subject.checkpoint == "final":
         if not run.final_model.is_dir():
@@ -150,7 +147,7 @@ def _model_of_config(subject: Subject) -> RagModel:
         load_encoder(encoder, role="question")
         if encoder
         else prepare.question_encoder(DenseIndex.open(index_path_of(subject))),
-        *load_generator(given.get("generator") or DEMO_GENERATOR),
+        *load_generator(given.get("generator") or demo.GENERATOR),
         settings,
     )
 
@@ -177,10 +174,10 @@ def _train_folder(subject: Subject) -> Path:
         path = Path(given)
     if path is not None:
         return path if path.is_dir() else path.parent
-    if not (DEMO_DATA / "test.jsonl").is_file():
-        log.info("writing the built-in demo set to %s", DEMO_DATA)
-        fetch.run(FetchConfig(dataset="demo", output_dir=DEMO_DATA))
-    return DEMO_DATA
+    if not (demo.FOLDER / "test.jsonl").is_file():
+        log.info("writing the built-in demo set to %s", demo.FOLDER)
+        fetch.run(FetchConfig(dataset="demo", output_dir=demo.FOLDER))
+    return demo.FOLDER
 
 
 def index_path_of(subject: Subject, given: Path | None = None) -> Path:
@@ -197,7 +194,7 @@ def index_path_of(subject: Subject, given: Path | None = None) -> Path:
     if path is None:
         folder = _train_folder(subject)
         path = folder / "index"
-        if folder == DEMO_DATA and not path.exists():
+        if folder == demo.FOLDER and not path.exists():
             log.info("preparing the index of the demo set")
             prepare.run(PrepareConfig(passages=folder / "passages.jsonl", output_dir=path))
     # An index file of other tools lies beside the manifest once it is prepared.

@@ -1,0 +1,548 @@
+"""Evaluation of runs: answers against one-by-one decoding, metrics against slow loops, folders, reruns, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel, PreTrainedTokenizerFast
+
+import ragtrain.evaluate as evaluation_room
+from ragtrain import compare, metrics
+from ragtrain.config.commands import CompareConfig, EvalConfig, RagConfig
+from ragtrain.data import demo
+from ragtrain.errors import CheckpointError, ConfigError, DataError, IndexMismatchError, OutOfMemoryError
+from ragtrain.evaluate import AnswerSettings, Record, evaluate_questions, run
+from ragtrain.evaluate.answers import summarise
+from ragtrain.index.encode import IndexWriter
+from ragtrain.index.search import DenseIndex
+from ragtrain.models.decode import decode
+from ragtrain.models.encoder import TextEncoder
+from ragtrain.models.export import load_rag, save_rag
+from ragtrain.models.folders import EncoderSpec
+from ragtrain.models.rag import RagModel, RagSettings, Retrieved
+from ragtrain.records import Passage, Question, write_jsonl
+from ragtrain.retrieve import Retriever
+from ragtrain.runs import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+PASSAGES = [Passage(f"p{i}", f"w{i}", " ".join(f"w{(5 * i + j) % 40}" for j in range(i % 4 + 3))) for i in range(12)]
+QUESTIONS = [
+    Question(
+        f"q{i}", " ".join(f"w{(7 * i + j) % 40}" for j in range(i % 5 + 1)), (f"w{3 * i} w{3 * i + 1}", f"w{2 * i}")
+    )
+    for i in range(10)
+]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, "/", "//", *(f"w{i}" for i in range(40))])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> $B </s>",
+        special_tokens=[(token, vocabulary[token]) for token in SPECIAL],
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", model_max_length=64)
+    tokenizer.add_special_tokens(
+        {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+    )
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    return tokenizer
+
+
+def make_model(dim: int = 16, **settings: int) -> RagModel:
+    """A random model with dropout, so that forgetting to switch it off would show."""
+    tokenizer = make_tokenizer()
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer), hidden_size=dim, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            max_position_embeddings=64, pad_token_id=1, initializer_range=0.5, hidden_dropout_prob=0.3,
+        )
+    )  # fmt: skip
+    encoder = TextEncoder(bert, tokenizer, EncoderSpec(name="tiny", pooling="cls", max_tokens=32))
+    bart = BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
+            decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=64,
+            init_std=0.5, dropout=0.3, decoder_start_token_id=2, forced_eos_token_id=None,
+        )
+    )  # fmt: skip
+    return RagModel(encoder, bart, tokenizer, RagSettings(n_docs=3, **settings))
+
+
+def make_index(folder: Path, model: RagModel) -> DenseIndex:
+    with IndexWriter(folder) as writer:
+        writer.write_passages(PASSAGES)
+        writer.write_vectors(model.question_encoder.encode_passages, dim=model.question_encoder.dim)
+        writer.commit(encoder={"name": "tiny", "fingerprint": model.question_encoder.fingerprint()})
+    return DenseIndex.open(folder)
+
+
+@dataclasses.dataclass
+class World:
+    """A finished run on disk: data set, index, run folder with a final model."""
+
+    root: Path
+    run: Path
+    model: RagModel
+
+    def config(self, **changes: Any) -> EvalConfig:
+        values = {"model_dir": str(self.run), "num_beams": 2, "max_new_tokens": 4, "recall_at": (1, 5), "device": "cpu"}
+        return EvalConfig(**{**values, **changes})
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    for name in ("train", "validation", "test"):
+        questions = QUESTIONS if name == "test" else QUESTIONS[:4]
+        write_jsonl(data / f"{name}.jsonl", (question.to_json() for question in questions))
+    torch.manual_seed(1)
+    model = make_model()
+    make_index(data / "index", model)
+    config = RagConfig.model_validate({"data": {"train_data": data / "train.jsonl"}, "model": {"n_docs": 3}})
+    folder = RunFolder.create(tmp_path / "runs" / "one", "rag", config.model_dump(mode="json"))
+    folder.write_data({"train": {"path": str(data / "train.jsonl")}, "index": {"path": str(data / "index")}})
+    save_rag(model, folder.final_model)
+    return World(tmp_path, folder.path, model)
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+def test_answers_equal_those_of_one_question_at_a_time(world: World) -> None:
+    model = load_rag(world.run / "final_model")
+    index = DenseIndex.open(world.root / "data" / "index")
+    retriever = Retriever.for_model(index, model)
+    settings = AnswerSettings(n_docs=3, recall_at=(1, 5), num_beams=2, max_new_tokens=4, batch_size=4)
+    found = evaluate_questions(model, retriever, QUESTIONS, settings).records
+    assert [record.id for record in found] == [question.id for question in QUESTIONS]
+    vectors = np.asarray(index.vectors, dtype=np.float64)
+    tokenizer = make_tokenizer()
+    for question, record in zip(QUESTIONS, found, strict=True):
+        query = model.question_encoder.encode_questions([question.question])
+        scores = (query.astype(np.float64) @ vectors.T)[0]
+        order = np.argsort(-scores)
+        texts = [PASSAGES[place].text for place in order[:5]]
+        assert [document.id for document in record.documents] == [PASSAGES[place].id for place in order[:3]]
+        assert [document.text for document in record.documents] == texts[:3]
+        assert [document.score for document in record.documents] == pytest.approx(scores[order[:3]].tolist(), rel=1e-4)
+        assert [document.has_answer for document in record.documents] == [
+            any(f" {answer} " in f" {text} " for answer in question.answers) for text in texts[:3]
+        ]
+        hits = [r for r, text in enumerate(texts, 1) if any(f" {a} " in f" {text} " for a in question.answers)]
+        assert record.first_hit == (hits[0] if hits else None)
+        assert record.depth == 5
+
+        # The generator's inputs as whole strings through the tokenizer, one question, no batch.
+        strings = [f"{PASSAGES[place].title} / {PASSAGES[place].text} // {question.question}" for place in order[:3]]
+        inputs = tokenizer(strings, padding=True, return_tensors="pt")
+        retrieved = Retrieved(
+            vectors=torch.from_numpy(vectors[order[:3]]).float()[None],
+            mask=torch.ones(1, 3, dtype=torch.bool),
+            ids=torch.from_numpy(order[:3])[None],
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+        )
+        asked = tokenizer([question.question], return_tensors="pt")
+        (answer,) = decode(
+            model,
+            asked["input_ids"],
+            asked["attention_mask"],
+            lambda _, found=retrieved: found,
+            num_beams=2,
+            max_new_tokens=4,
+        )
+        assert record.prediction == answer.text
+        assert record.log_likelihood == pytest.approx(answer.log_likelihood, rel=1e-4, abs=1e-4)
+        assert record.em == metrics.exact_match(answer.text, question.answers)
+        assert record.f1 == metrics.f1(answer.text, question.answers)
+        assert [document.posterior for document in record.documents] == pytest.approx(list(answer.posterior), rel=1e-3)
+        assert sum(document.prior for document in record.documents) == pytest.approx(1, rel=1e-5)
+    assert len({record.prediction for record in found}) > 1, "the example is made so that answers differ"
+    assert 0 < sum(record.first_hit is not None for record in found) < len(found)
+
+
+def test_results_do_not_depend_on_the_batch_size_and_the_mode_is_restored(world: World) -> None:
+    model = load_rag(world.run / "final_model").train()
+    retriever = Retriever.for_model(DenseIndex.open(world.root / "data" / "index"), model)
+    settings = AnswerSettings(n_docs=3, recall_at=(5,), num_beams=2, max_new_tokens=4)
+    results = [
+        evaluate_questions(model, retriever, QUESTIONS, dataclasses.replace(settings, batch_size=size)).records
+        for size in (1, 3, 10)
+    ]
+    for records in results[1:]:
+        for one, other in zip(results[0], records, strict=True):
+            assert (one.prediction, one.first_hit) == (other.prediction, other.first_hit)
+            assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-4)
+    assert model.training
+    assert model.generator.training
+
+
+def test_a_full_device_is_said_with_a_smaller_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("ragtrain.evaluate.answers.decode", full)
+    with pytest.raises(OutOfMemoryError, match="10 questions at a time") as caught:
+        run(world.config())
+    assert "--batch-size 5" in str(caught.value.hint)
+    assert not (world.run / "eval").exists()
+
+
+# --- metrics -----------------------------------------------------------------------------------------------------
+
+
+def record(em: float, f1: float, hit: int | None) -> Record:
+    return Record("q", "question", ("a",), "p", em, f1, hit, 20, -1.0, 0.1, ())
+
+
+def test_metrics_known_values() -> None:
+    records = [record(1, 1, 1), record(0, 0.5, 2), record(1, 1, 4), record(0, 0, None), record(0, 0.25, 20)]
+    values, intervals = summarise(records, AnswerSettings(n_docs=3, recall_at=(1, 5, 20), seed=7))
+    assert values == pytest.approx(
+        {
+            "em": 0.4, "f1": 0.55, "answer_recall@1": 0.2, "answer_recall@3": 0.4, "answer_recall@5": 0.6,
+            "answer_recall@20": 0.8, "ceiling": 0.4, "em_given_hit": 0.5, "em_given_miss": 1 / 3,
+        }
+    )  # fmt: skip
+    assert intervals["em"] == metrics.wilson(2, 5)
+    assert intervals["em_given_miss"] == metrics.wilson(1, 3)
+    assert intervals["f1"] == metrics.bootstrap_mean([1, 0.5, 1, 0, 0.25], 10_000, 7)
+    assert intervals.keys() == values.keys()
+
+
+def test_metrics_without_questions_are_left_out() -> None:
+    values, _ = summarise([record(1, 1, 1)], AnswerSettings())
+    assert "em_given_miss" not in values
+    assert values["em_given_hit"] == 1
+    assert summarise([], AnswerSettings()) == ({}, {})
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_needs_no_other_flag_and_its_files_say_everything(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(world.config())
+    folder = world.run / "eval"
+    assert result.path == folder
+    assert not result.reused
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.jsonl"]
+    summary = json.loads((folder / "metrics.json").read_text())
+    assert summary == json.loads(json.dumps(result.summary))
+    rows = read_predictions(folder)
+    assert [row["id"] for row in rows] == [question.id for question in QUESTIONS]
+    assert summary["n"] == len(rows) == 10
+    assert summary["skipped"] == 0
+    # Every figure again, from the lines alone.
+    assert summary["em"] == pytest.approx(sum(metrics.exact_match(r["prediction"], r["answers"]) for r in rows) / 10)
+    assert summary["f1"] == pytest.approx(sum(metrics.f1(r["prediction"], r["answers"]) for r in rows) / 10)
+    for k in (1, 3, 5):
+        expected = sum(r["first_hit"] is not None and r["first_hit"] <= k for r in rows) / 10
+        assert summary[f"answer_recall@{k}"] == pytest.approx(expected)
+    held = sum(any(metrics.has_answer(r["answers"], d["text"]) for d in r["documents"]) for r in rows) / 10
+    assert summary["ceiling"] == pytest.approx(held)
+    assert all(len(row["documents"]) == 3 for row in rows)
+    for name, (low, high) in summary["intervals"].items():
+        assert 0 <= low <= summary[name] <= high <= 1
+    assert summary["settings"]["n_docs"] == 3, "as in training, without a flag"
+    assert summary["data"]["path"].endswith("test.jsonl")
+    assert summary["questions_per_s"] > 0
+    assert summary["kind"] == "rag"
+    assert summary["model"]["checkpoint"] == "final"
+    assert result.to_json()["path"] == str(folder)
+    assert json.loads(json.dumps(result.to_json()))["em"] == summary["em"]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "exact match" in err
+    assert "an answer in the 3 passages read (ceiling)" in err
+
+
+def test_the_same_evaluation_again_does_no_work(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run(world.config(batch_size=3))
+    before = (world.run / "eval" / "predictions.jsonl").stat().st_mtime_ns
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("questions were answered again")
+
+    monkeypatch.setattr(evaluation_room, "evaluate_questions", forbidden)
+    with caplog.at_level(logging.INFO, "ragtrain"):
+        second = run(world.config(batch_size=5, output_file=world.root / "out.json"))
+    assert second.reused
+    assert second.summary == json.loads(json.dumps(first.summary))
+    assert (world.run / "eval" / "predictions.jsonl").stat().st_mtime_ns == before
+    assert "nothing was done" in caplog.text
+    assert len(json.loads((world.root / "out.json").read_text())["predictions"]) == 10
+    with pytest.raises(AssertionError, match="answered again"):
+        run(world.config(overwrite=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_beams": 1}, {"max_new_tokens": 3}, {"n_docs": 2}, {"num_samples": 5}, {"recall_at": (1,)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_evaluation_is_refused_in_the_same_folder(world: World, change: dict[str, Any]) -> None:
+    run(world.config())
+    before = (world.run / "eval" / "metrics.json").read_text()
+    with pytest.raises(ConfigError, match="holds another evaluation") as caught:
+        run(world.config(**change))
+    assert "--overwrite" in str(caught.value.hint)
+    assert (world.run / "eval" / "metrics.json").read_text() == before
+    run(world.config(**change, output_dir=world.root / "elsewhere"))
+    replaced = run(world.config(**change, overwrite=True))
+    assert json.loads((world.run / "eval" / "metrics.json").read_text()) == json.loads(json.dumps(replaced.summary))
+    assert not list(world.run.glob(".eval*"))
+
+
+def test_changed_weights_or_questions_are_another_evaluation(world: World) -> None:
+    run(world.config())
+    test = world.root / "data" / "test.jsonl"
+    text = test.read_text()
+    test.write_text(text.replace('"w0 w1"', '"w0 w9"'))
+    with pytest.raises(ConfigError, match="another evaluation"):
+        run(world.config())
+    test.write_text(text)
+    assert run(world.config()).reused
+    with torch.no_grad():
+        world.model.generator.final_logits_bias += torch.randn(1, 46)
+    save_rag(world.model, world.run / "final_model")
+    with pytest.raises(ConfigError, match="another evaluation"):
+        run(world.config())
+
+
+def test_a_folder_that_is_no_evaluation_is_never_replaced(world: World) -> None:
+    (world.run / "eval").mkdir()
+    (world.run / "eval" / "thesis.txt").write_text("ten years of work")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="holds no evaluation"):
+            run(world.config(overwrite=overwrite))
+    assert (world.run / "eval" / "thesis.txt").read_text() == "ten years of work"
+
+
+def test_a_failure_midway_leaves_what_was_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(world.config())
+    before = {path.name: path.read_bytes() for path in (world.run / "eval").iterdir()}
+    monkeypatch.setattr(evaluation_room, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        run(world.config(num_beams=1, overwrite=True))
+    assert {path.name: path.read_bytes() for path in (world.run / "eval").iterdir()} == before
+    assert not list(world.run.glob(".eval*"))
+
+
+def test_one_json_file_holds_metrics_and_predictions(world: World) -> None:
+    output = world.root / "results" / "eval.json"
+    result = run(world.config(output_file=output))
+    document = json.loads(output.read_text())
+    assert document["em"] == result.metrics["em"]
+    assert document["predictions"] == read_predictions(world.run / "eval")
+    run(world.config(output_file=output))
+    with pytest.raises(ConfigError, match="not of this evaluation"):
+        run(world.config(output_file=output, num_beams=1, output_dir=world.root / "other"))
+    assert not (world.root / "other").exists()
+    run(world.config(output_file=output, num_beams=1, output_dir=world.root / "other", overwrite=True))
+
+
+def test_samples_are_drawn_with_the_seed_and_keep_their_order(world: World) -> None:
+    def ids(name: str, **changes: Any) -> list[str]:
+        return [row["id"] for row in read_predictions(run(world.config(output_dir=world.root / name, **changes)).path)]
+
+    everything = [question.id for question in QUESTIONS]
+    one = ids("a", num_samples=5, seed=1)
+    assert len(one) == 5
+    assert one == [identifier for identifier in everything if identifier in one]
+    assert ids("b", num_samples=5, seed=1) == one
+    assert any(ids(f"c{seed}", num_samples=5, seed=seed) != one for seed in (2, 3))
+    assert ids("d", num_samples=50) == everything
+
+
+def test_compare_reads_what_eval_wrote(world: World) -> None:
+    run(world.config())
+    other = run(world.config(n_docs=1, output_dir=world.root / "other"))
+    (comparison,) = compare.run(CompareConfig(runs=(world.run, other.path), bootstrap_samples=100)).comparisons
+    summary = json.loads((world.run / "eval" / "metrics.json").read_text())
+    assert [difference.metric for difference in comparison.differences] == [
+        "em", "f1", "answer_recall@1", "answer_recall@5",
+    ]  # fmt: skip
+    for difference in comparison.differences:
+        assert difference.a == pytest.approx(summary[difference.metric])
+        assert difference.b == pytest.approx(other.metrics[difference.metric])
+    assert comparison.remarks == ("n_docs is 3 in A and 1 in B",)
+
+
+# --- what is evaluated -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", ["", "final_model", "checkpoints/step-000010"])
+def test_a_path_inside_a_run_stands_for_the_run(world: World, inner: str) -> None:
+    write_checkpoint(world, "step-000010")
+    result = run(world.config(model_dir=str(world.run / inner)))
+    assert result.path == world.run / "eval"
+    assert result.summary["model"]["checkpoint"] == ("step-000010" if "step" in inner else "final")
+
+
+def write_checkpoint(world: World, name: str) -> RagModel:
+    changed = load_rag(world.run / "final_model")
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    (world.run / "checkpoints" / name).mkdir(parents=True)
+    save_model(changed, str(world.run / "checkpoints" / name / "model.safetensors"))
+    return changed
+
+
+def test_a_checkpoint_is_evaluated_with_its_own_weights(world: World) -> None:
+    changed = write_checkpoint(world, "step-000010")
+    (world.run / "checkpoints" / "latest").symlink_to("step-000010")
+    final = run(world.config(output_dir=world.root / "final"))
+    latest = run(world.config(checkpoint="latest", output_dir=world.root / "latest"))
+    retriever = Retriever.for_model(DenseIndex.open(world.root / "data" / "index"), changed)
+    settings = AnswerSettings(n_docs=3, recall_at=(1, 5), num_beams=2, max_new_tokens=4)
+    expected = evaluate_questions(changed, retriever, QUESTIONS, settings).records
+    assert [row["prediction"] for row in read_predictions(latest.path)] == [each.prediction for each in expected]
+    assert final.summary["model"]["fingerprint"] != latest.summary["model"]["fingerprint"]
+
+
+def test_a_run_stopped_before_its_final_model_is_built_from_its_configuration(world: World) -> None:
+    expected = write_checkpoint(world, "step-000010")
+    parts = world.root / "parts"
+    (world.run / "final_model").rename(parts)
+    with pytest.raises(CheckpointError, match="has not ended") as caught:
+        run(world.config())
+    assert "step-000010" in str(caught.value.hint)
+    config = RagConfig.model_validate(
+        {
+            "data": {"train_data": world.root / "data" / "train.jsonl"},
+            "model": {
+                "n_docs": 3,
+                "question_encoder": str(parts / "question_encoder"),
+                "generator": str(parts / "generator"),
+            },
+        }
+    )
+    other = RunFolder.create(world.root / "runs" / "two", "rag", config.model_dump(mode="json"))
+    (world.run / "checkpoints").rename(other.path / "checkpoints")
+    result = run(world.config(model_dir=str(other.path), checkpoint="step-000010"))
+    retriever = Retriever.for_model(DenseIndex.open(world.root / "data" / "index"), expected)
+    settings = AnswerSettings(n_docs=3, recall_at=(1, 5), num_beams=2, max_new_tokens=4)
+    records = evaluate_questions(expected, retriever, QUESTIONS, settings).records
+    assert [row["prediction"] for row in read_predictions(result.path)] == [each.prediction for each in records]
+
+
+def test_checkpoints_that_are_not_there_or_do_not_fit_are_refused(world: World) -> None:
+    write_checkpoint(world, "step-000010")
+    with pytest.raises(CheckpointError, match="no checkpoint 'best'") as caught:
+        run(world.config(checkpoint="best"))
+    assert caught.value.hint == "known are: final, step-000010"
+    (world.run / "checkpoints" / "step-000020").mkdir()
+    save_model(make_model(dim=8), str(world.run / "checkpoints" / "step-000020" / "model.safetensors"))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        run(world.config(checkpoint="step-000020"))
+    (world.run / "checkpoints" / "step-000020" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        run(world.config(checkpoint="step-000020"))
+
+
+def test_without_test_questions_the_validation_questions_are_answered_and_it_is_said(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    (world.root / "data" / "test.jsonl").unlink()
+    with caplog.at_level(logging.INFO, "ragtrain"):
+        assert run(world.config()).summary["n"] == 4
+    assert "the validation questions are answered" in caplog.text
+    (world.root / "data" / "validation.jsonl").unlink()
+    with pytest.raises(DataError, match="neither") as caught:
+        run(world.config())
+    assert caught.value.hint == "give --test-data"
+
+
+def test_a_model_that_is_no_run_needs_questions_and_an_index(world: World) -> None:
+    outside = world.root / "model"
+    (world.run / "final_model").rename(outside)
+    data = world.root / "data"
+    with pytest.raises(ConfigError, match="no test questions") as caught:
+        run(world.config(model_dir=str(outside)))
+    assert caught.value.hint == "give --test-data"
+    with pytest.raises(ConfigError, match="no index"):
+        run(world.config(model_dir=str(outside), test_data=data / "test.jsonl"))
+    with pytest.raises(ConfigError, match="not a run"):
+        run(world.config(model_dir=str(outside), checkpoint="best"))
+    output = world.root / "results" / "baseline.json"
+    asked = {"model_dir": str(outside), "index_path": data / "index", "output_file": output}
+    whole = run(world.config(**asked, test_data=data))
+    assert whole.path == world.root / "results" / "baseline"
+    assert whole.summary["n"] == 10, "a data set folder means its test questions"
+    assert json.loads(output.read_text())["n"] == 10
+
+
+def test_an_index_of_another_encoder_is_refused_or_warned_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    make_index(world.root / "narrow", make_model(dim=8))
+    with pytest.raises(IndexMismatchError, match="8 dimensions"):
+        run(world.config(index_path=world.root / "narrow"))
+    assert not (world.run / "eval").exists()
+    make_index(world.root / "other", make_model())
+    info = json.loads((world.run / "data.json").read_text())
+    info["index"]["encoder"] = {"fingerprint": world.model.question_encoder.fingerprint()}
+    (world.run / "data.json").write_text(json.dumps(info))
+    run(world.config(output_dir=world.root / "same"))
+    assert "another encoder" not in caplog.text
+    run(world.config(index_path=world.root / "other", output_dir=world.root / "different"))
+    assert "encoded by another encoder" in caplog.text
+
+
+def test_runs_of_other_kinds_and_unknown_devices_are_refused(world: World) -> None:
+    other = RunFolder.create(world.root / "runs" / "sft", "sft", {})
+    with pytest.raises(ConfigError, match="kind 'sft'"):
+        run(world.config(model_dir=str(other.path)))
+    with pytest.raises(ConfigError, match="toaster"):
+        run(world.config(device="toaster"))
+
+
+@pytest.fixture
+def tiny_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+    """The demo with tiny random models in place of the built-in ones."""
+
+    def make() -> Path:
+        monkeypatch.chdir(tmp_path)
+        model = make_model()
+        model.question_encoder.save_pretrained(tmp_path / "models" / "encoder")
+        model.generator.save_pretrained(tmp_path / "models" / "generator")
+        model.generator_tokenizer.save_pretrained(tmp_path / "models" / "generator")
+        monkeypatch.setattr(demo, "ENCODER", tmp_path / "models" / "encoder")
+        monkeypatch.setattr("ragtrain.prepare.DEMO_ENCODER", demo.ENCODER)
+        monkeypatch.setattr(demo, "GENERATOR", tmp_path / "models" / "generator")
+        return tmp_path
+
+    return make
+
+
+def test_without_any_flag_the_untrained_demo_is_evaluated(tiny_demo: Callable[[], Path]) -> None:
+    root = tiny_demo()
+    result = run(EvalConfig(num_samples=4, num_beams=1, max_new_tokens=2, device="cpu"))
+    assert result.path == Path("runs/untrained/eval")
+    assert (root / "data" / "demo" / "index" / "manifest.json").is_file()
+    assert result.summary["n"] == 4
+    assert result.summary["data"]["path"] == "data/demo/test.jsonl"
+    assert run(EvalConfig(num_samples=4, num_beams=1, max_new_tokens=2, device="cpu")).reused
