@@ -54,7 +54,7 @@ def _fill(template: str, *, subject: str, possessive: str, noun: str, value: str
         .replace("{aV}", f"{article} {value}")
         .replace("{V}", value)
     )
-    return _upper_first(text)
+    return _upper_first(text[:-1] if text.endswith("..") else text)
 
 
 class Wording:
