@@ -17,7 +17,7 @@ from ragtrain.config.commands import DATASETS
 from ragtrain.data import demo
 from ragtrain.data.formats import PassageReader, QuestionFile, questions_from_rows, read_questions
 from ragtrain.data.formats.files import SPLIT_NAMES, digest, question_files
-from ragtrain.data.splits import rank
+from ragtrain.data.splits import group_of, rank
 from ragtrain.errors import ConfigError, DataError
 from ragtrain.metrics import has_answer
 from ragtrain.records import Document, Passage, Question, content_id
@@ -74,7 +74,9 @@ class Loaded:
 
     def add(self, split: str, questions: Iterable[Question]) -> None:
         """Take in the questions of a split; those without an answer are left out where others have one."""
-        all_ = [dataclasses.replace(q, dataset=q.dataset or self.name, split=split) for q in questions]
+        all_ = [
+            dataclasses.replace(q, dataset=q.dataset or self.name, split=split, group=group_of(q)) for q in questions
+        ]
         answered = [question for question in all_ if question.answers]
         if answered and len(answered) < len(all_):
             self.unanswered[split] = len(all_) - len(answered)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import zlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
@@ -63,12 +62,11 @@ def open_binary(path: Path) -> IO[bytes]:
     if path.is_dir():
         raise DataError("this is a folder; a file was expected", path=path)
     try:
-        raw = path.open("rb")
+        with path.open("rb") as raw:
+            zipped = raw.read(2) == _GZIP
+        file = cast("IO[bytes]", gzip.open(path)) if zipped else path.open("rb")  # noqa: SIM115 - the caller closes it
     except OSError as error:
         raise DataError(f"cannot be opened: {error.strerror}", path=path, hint="check the path") from error
-    zipped = raw.read(2) == _GZIP
-    raw.seek(0)
-    file = cast("IO[bytes]", gzip.open(raw)) if zipped else raw  # noqa: SIM115 - the caller closes it
     try:
         start = file.read(8)
         file.seek(0)
@@ -105,7 +103,7 @@ def byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     with open_binary(path) as file:
         try:
-            for number, line in enumerate(io.BufferedReader(file, 1 << 18), start=1):  # type: ignore[type-var]
+            for number, line in enumerate(file, start=1):
                 content = line.rstrip(b"\r\n")
                 yield number, content.removeprefix(b"\xef\xbb\xbf") if number == 1 else content
         except (OSError, EOFError, zlib.error) as error:

@@ -205,12 +205,15 @@ def _recognise(path: Path, row: Row) -> Shape:
 
 
 def plain_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with what JSON cannot hold (dates, decimals, bytes of parquet) as text."""
-    return {str(key): _plain(item) for key, item in record.items()}
+    """Return a record with what JSON or UTF-8 cannot hold (dates, bytes, half a surrogate pair) as text that they can."""
+    return {str(_plain(str(key))): _plain(item) for key, item in record.items()}
 
 
 def _plain(value: object) -> object:
-    """Return a value with what JSON cannot hold (dates, decimals, bytes of parquet) as text."""
+    """Return a value with what JSON or UTF-8 cannot hold as text that they can."""
+    if isinstance(value, str):
+        # JSON may escape half of a surrogate pair; such a text cannot be written again.
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, Mapping):
         return plain_record(value)
     if isinstance(value, (list, tuple)):

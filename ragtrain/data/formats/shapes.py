@@ -321,12 +321,12 @@ def _first_paragraph(record: Record) -> bool:
 
 #: Most telling first: the first that fits the first record of a file is taken for all of them.
 SHAPES = (
-    Shape("ragtrain", "id, dataset, split, group, question, answers, documents?",
-          lambda r: _has("question", "answers")(r) and any(name in r for name in ("dataset", "split", "group", "documents")), _own),
     Shape("dpr-biencoder", "question, answers, positive_ctxs, hard_negative_ctxs", _has("question", "positive_ctxs"), _biencoder),
     Shape("fid", "question, answers, ctxs (FiD, DPR retriever output)", _has("question", "ctxs"), _retrieved),
     Shape("squad", "{data: [{title, paragraphs: [{context, qas}]}]}, or rows with context and answers",
           _all(_has("question", "answers"), _is_list("context", str)), _squad),
+    Shape("ragtrain", "id, dataset, split, group, question, answers, documents?",
+          lambda r: _has("question", "answers")(r) and any(name in r for name in ("dataset", "split", "group", "documents")), _own),
     Shape("musique", "question, answer, paragraphs", _all(_has("question"), _first_paragraph), _musique),
     Shape("hotpot_qa", "question, answer, supporting_facts, context",
           _has("question", "answer", "context", "supporting_facts"), _hotpot),
