@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ragtrain.data.demo.reading import Entity, Templates
 
 _POSSESSIVE = {"it": "its", "he": "his", "she": "her", "they": "their"}
-_SHORT_WORDS, _MEDIUM_WORDS = 28, 40
+_FEW_WORDS, _MANY_WORDS = 25, 38
 
 
 def stable_number(*key: object) -> int:
@@ -82,12 +82,18 @@ class Wording:
         relations.sort(key=lambda name: stable_number("order", *key, name))
         parts: list[tuple[str, str]] = [(self._template(name, key), self.entity.facts[name][0]) for name in relations]
         fillers = sorted(self.templates.fillers, key=lambda text: stable_number("fill", *key, text))
-        length = sum(len(template.split()) + len(value.split()) for template, value in parts)
-        while fillers and (length < _SHORT_WORDS or (length < _MEDIUM_WORDS and stable_number(length, *key) % 3 == 0)):
+        text = self._join(parts, key)
+        while fillers:
+            length = len(text.split())
+            if length >= _FEW_WORDS and (length >= _MANY_WORDS or stable_number(length, *key) % 3):
+                break
             filler = fillers.pop()
-            place = 1 + stable_number("place", *key, filler) % len(parts)
-            parts.insert(place, (filler, ""))
-            length += len(filler.split())
+            parts.insert(1 + stable_number("place", *key, filler) % len(parts), (filler, ""))
+            text = self._join(parts, key)
+        return text
+
+    def _join(self, parts: Sequence[tuple[str, str]], key: tuple[str, ...]) -> str:
+        """Write the sentences one after the other, each a template and its answer."""
         text, clear = "", False
         for n, (template, value) in enumerate(parts):
             text += " " * (n > 0) + self._sentence(template, value, (*key, str(n)), clear)
