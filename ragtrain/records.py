@@ -7,6 +7,7 @@ Both are plain frozen dataclasses with a JSON form of one line. Readers of forei
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -89,6 +90,7 @@ def normalize_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
+@functools.lru_cache(maxsize=1024)  # questions on one paragraph follow each other
 def content_id(*parts: str) -> str:
     """Return an id (16 hexadecimal digits) of texts, the same wherever they differ in case and spacing only."""
     return hashlib.sha256("\0".join(map(normalize_text, parts)).encode("utf-8", "surrogatepass")).hexdigest()[:16]

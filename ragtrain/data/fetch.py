@@ -174,10 +174,11 @@ def _assemble(loaded: list[Loaded], config: FetchConfig) -> _Set:
     for name in names:
         members = [part.get(name, []) for part in parts]
         if len(members) > 1:
-            joined[name] = _distinct(splits.balance(members, quotas.get(name), config.seed))
+            joined[name] = splits.balance(members, quotas.get(name), config.seed)
         else:
             joined[name] = splits.draw(members[0], quotas.get(name, len(members[0])), config.seed)
     if len(loaded) > 1:
+        joined = _distinct(joined)
         how.append("equally many questions of every set, as far as each goes")
     if config.num_examples:
         how.append(f"{config.num_examples} questions drawn from every group in turn, with the seed")
@@ -224,13 +225,18 @@ def _quotas(names: list[str], config: FetchConfig) -> dict[str, int]:
     return quotas
 
 
-def _distinct(questions: list[Question]) -> list[Question]:
-    """Return questions with ids that are unique over the sets they came from."""
-    counts = Counter(question.id for question in questions)
-    return [
-        dataclasses.replace(question, id=f"{question.dataset}-{question.id}") if counts[question.id] > 1 else question
-        for question in questions
-    ]
+def _distinct(joined: dict[str, list[Question]]) -> dict[str, list[Question]]:
+    """Return a mix in which an id that several sets use is told apart by the set's name."""
+    counts = Counter(question.id for questions in joined.values() for question in questions)
+    return {
+        split: [
+            dataclasses.replace(question, id=f"{question.dataset}-{question.id}")
+            if counts[question.id] > 1
+            else question
+            for question in questions
+        ]
+        for split, questions in joined.items()
+    }
 
 
 def _info(config: FetchConfig, request: dict[str, Any], loaded: list[Loaded], made: _Set) -> dict[str, Any]:

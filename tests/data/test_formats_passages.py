@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +12,9 @@ from ragtrain.data.formats import iter_passages
 from ragtrain.data.formats.passages import SHAPES
 from ragtrain.errors import DataError
 from ragtrain.records import Passage, write_jsonl
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RECORDS: list[tuple[str, dict[str, Any]]] = [
     ("ragtrain", {"title": "T", "id": "7", "text": "x"}),
@@ -144,7 +146,7 @@ def test_documents_beside_questions_are_passages(tmp_path: Path) -> None:
     reader = iter_passages(lines(tmp_path / "x.jsonl", record, {**record, "question": "r?"}))
     assert list(reader) == [Passage("7", "T", "x")]
     assert reader.format == "documents of fid"
-    with pytest.raises(DataError, match="these are questions .* without documents"):
+    with pytest.raises(DataError, match=r"these are questions .* without documents"):
         iter_passages(lines(tmp_path / "y.jsonl", {"question": "q?", "answer": ["a"]}))
 
 

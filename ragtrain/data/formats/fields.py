@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import io
 import itertools
 import json
@@ -172,11 +171,7 @@ def _strings_touch(text: str) -> bool:
 
 def document(title: str, text: str, gold: bool | None = None, *, id: str = "", score: float | None = None) -> Document:
     """Return a document; without an id of its own it gets one from its content."""
-    return Document(id or _content_id(title, text), title, text, gold, score)
-
-
-#: The questions on one paragraph follow each other.
-_content_id = functools.lru_cache(maxsize=1024)(content_id)
+    return Document(id or content_id(title, text), title, text, gold, score)
 
 
 def list_at(record: Record, field: str) -> Sequence[Any]:
