@@ -86,10 +86,11 @@ def configure(*, log_file: Path | None = None, quiet: bool = False) -> None:
         handler.close()
     shown: logging.Handler
     if on_terminal():
+        from rich.highlighter import NullHighlighter
         from rich.logging import RichHandler
 
         shown = RichHandler(
-            console=_console(), show_path=False, show_level=False, log_time_format="%H:%M:%S", highlighter=None,
+            console=_console(), show_path=False, show_level=False, log_time_format="%H:%M:%S", highlighter=NullHighlighter(),
             omit_repeated_times=False,
         )  # fmt: skip
         shown.setFormatter(logging.Formatter("%(message)s"))

@@ -31,9 +31,7 @@ def train(toy, out, *, model=None, loss=None, source=None, evaluate=None, **conf
 
 def test_handlers_are_restored(toy, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    seen = []
-    for _ in train(toy, tmp_path / "run"):
-        seen.append(signal.getsignal(signal.SIGTERM))
+    seen = [signal.getsignal(signal.SIGTERM) for _ in train(toy, tmp_path / "run")]
     assert before[1] not in seen
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     steps = train(toy, tmp_path / "other")
@@ -43,10 +41,11 @@ def test_handlers_are_restored(toy, tmp_path):
 
 
 def test_sigterm_in_this_process(toy, tmp_path):
+    steps = train(toy, tmp_path / "run", save_steps=None)
+    assert [next(steps).index for _ in range(3)] == [1, 2, 3]
+    os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Interrupted, match="SIGTERM after step 3 of 6") as caught:
-        for step in train(toy, tmp_path / "run", save_steps=None):
-            if step.index == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
+        next(steps)
     assert caught.value.exit_code == 143
     assert [step.index for step in train(toy, tmp_path / "run", save_steps=None)] == [4, 5, 6]
 
@@ -198,9 +197,7 @@ def test_patience_counts_across_a_resume(toy, tmp_path):
 
 def test_a_nan_metric_is_never_the_best(toy, tmp_path):
     values = iter([float("nan"), 2.0, float("nan")])
-    done = list(
-        train(toy, tmp_path / "run", evaluate=lambda _: {"eval_loss": next(values)}, max_steps=3, eval_steps=1)
-    )
+    done = list(train(toy, tmp_path / "run", evaluate=lambda _: {"eval_loss": next(values)}, max_steps=3, eval_steps=1))
     assert [step.is_best for step in done] == [False, True, False]
 
 
@@ -219,8 +216,8 @@ def test_keep_n_and_the_best(toy, tmp_path, limit, values, expected):
     folder = tmp_path / "run" / "checkpoints"
     assert list(checkpoints.listing(folder)) == expected
     best = max(step.index for step in done if step.is_best)
-    assert os.readlink(folder / "best") == f"step-{best:06d}"
-    assert os.readlink(folder / "latest") == "step-000012"
+    assert str((folder / "best").readlink()) == f"step-{best:06d}"
+    assert str((folder / "latest").readlink()) == "step-000012"
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
@@ -264,7 +261,7 @@ def test_first_and_last_step_are_always_logged(toy, tmp_path, caplog, every, exp
 def test_a_log_line_says_everything(toy, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "ragtrain"):
         done = list(train(toy, tmp_path / "run", max_steps=3, logging_steps=100))
-    line = [record.getMessage() for record in caplog.records if "step 3/3" in record.getMessage()][0]
+    line = next(record.getMessage() for record in caplog.records if "step 3/3" in record.getMessage())
     pattern = (
         r"step 3/3  epoch 1\.00  loss (\d+\.\d{4})  per_example \S+  lr first \S+, rest \S+  grad norm \S+  "
         r"\S+ examples/s  ETA 0:00:00"

@@ -195,7 +195,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(toy, tmp_path):
 
 def test_another_number_of_micro_batches_is_refused(toy, tmp_path):
     go(toy, tmp_path / "run")
-    with pytest.raises(CheckpointError, match="its steps have 2 micro-batches .* and these have 3"):
+    with pytest.raises(CheckpointError, match=r"its steps have 2 micro-batches .* and these have 3"):
         go(toy, tmp_path / "run", max_steps=9, gradient_accumulation_steps=3)
 
 

@@ -47,9 +47,7 @@ def test_micro_batches_do_not_change_the_step(toy, tmp_path, kind, micro, accumu
     losses, norms = reference(toy, expected, steps=6)
     model = make()
     training = toy.settings(tmp_path / "run", gradient_accumulation_steps=accumulation)
-    done = list(
-        loop.steps(model, toy.loss, toy.Source(micro=micro), groups=toy.groups(model), training=training)
-    )
+    done = list(loop.steps(model, toy.loss, toy.Source(micro=micro), groups=toy.groups(model), training=training))
     assert [s.index for s in done] == [1, 2, 3, 4, 5, 6]
     assert [s.loss for s in done] == pytest.approx(losses, rel=1e-6)
     assert [s.grad_norm for s in done] == pytest.approx(norms, rel=1e-6)
@@ -73,12 +71,13 @@ def test_a_mean_of_means_would_be_noticed(toy, tmp_path):
     assert abs(step.loss - (mean(first) + mean(second)) / 2) > 1e-2
 
 
-@pytest.mark.parametrize("n", [24, 20, 13])
-def test_two_processes_are_one(toy, tmp_path, start, n):
+@pytest.mark.parametrize(("n", "launcher"), [(24, "torchrun"), (20, "start"), (13, "start")])
+def test_two_processes_are_one(toy, tmp_path, start, request, n, launcher):
     """Also where the last step of an epoch has fewer micro-batches than ranks (n = 13: one for two ranks)."""
     config = {"max_steps": 8, "save_steps": None}
     one = start(out=tmp_path / "one", n=n, dropout=0.0, config={**config, "gradient_accumulation_steps": 2})
-    two = start(2, out=tmp_path / "two", n=n, dropout=0.0, config={**config, "gradient_accumulation_steps": 1})
+    launch = request.getfixturevalue(launcher)
+    two = launch(2, out=tmp_path / "two", n=n, dropout=0.0, config={**config, "gradient_accumulation_steps": 1})
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     rows = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -86,7 +85,12 @@ def test_two_processes_are_one(toy, tmp_path, start, n):
     ]
     assert len(rows[0]) == len(rows[1]) == 8
     for a, b in zip(*rows, strict=True):
-        assert (a["step"], a["epoch"], a["examples"], a["weight"]) == (b["step"], b["epoch"], b["examples"], b["weight"])
+        assert (a["step"], a["epoch"], a["examples"], a["weight"]) == (
+            b["step"],
+            b["epoch"],
+            b["examples"],
+            b["weight"],
+        )
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
         assert b["parts"]["per_example"] == pytest.approx(a["parts"]["per_example"], rel=1e-5)
@@ -162,10 +166,10 @@ def test_groups_must_cover_the_model_once(toy, tmp_path):
     model = toy.Net()
     training = toy.settings(tmp_path / "run")
     whole = toy.groups(model)
-    with pytest.raises(RagtrainError, match="second.weight is trainable and in no parameter group"):
+    with pytest.raises(RagtrainError, match=r"second\.weight is trainable and in no parameter group"):
         next(loop.steps(model, toy.loss, toy.Source(), groups=whole[:1], training=training))
     twice = [*whole, loop.ParamGroup("again", [model.second.bias], 1.0)]
-    with pytest.raises(RagtrainError, match="second.bias is in two parameter groups: rest and again"):
+    with pytest.raises(RagtrainError, match=r"second\.bias is in two parameter groups: rest and again"):
         next(loop.steps(model, toy.loss, toy.Source(), groups=twice, training=training))
 
 
@@ -246,9 +250,7 @@ def test_evaluation_sees_the_model_in_eval_mode_and_leaves_no_trace(toy, tmp_pat
 
         training = toy.settings(tmp_path / f"run-{every}", eval_steps=every)
         done = list(
-            loop.steps(
-                model, toy.loss, toy.Source(), groups=toy.groups(model), training=training, evaluate=evaluate
-            )
+            loop.steps(model, toy.loss, toy.Source(), groups=toy.groups(model), training=training, evaluate=evaluate)
         )
         assert modes == [False] * (6 if every else 1)
         assert model.dropout.training

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch._dynamo  # torch's optimizers import it at their first step: here it is done once for all processes
 from torch import nn
 
 from ragtrain import loop, report
@@ -61,9 +62,7 @@ class ToyBatch:
     weight: float
 
     def to(self, device: torch.device) -> ToyBatch:
-        return dataclasses.replace(
-            self, x=self.x.to(device), y=self.y.to(device), weights=self.weights.to(device)
-        )
+        return dataclasses.replace(self, x=self.x.to(device), y=self.y.to(device), weights=self.weights.to(device))
 
 
 class Source:
@@ -149,10 +148,34 @@ def main(options: dict) -> None:
         torch.save(model.state_dict(), out / "end.pt")
 
 
-if __name__ == "__main__":
+def script(text: str) -> int:
+    """Train as the JSON text says, show an error as the command line does, and return the exit status."""
     torch.set_num_threads(1)
     try:
-        main(json.loads(sys.argv[1]))
+        main(json.loads(text))
     except RagtrainError as err:
         report.error(err)
-        sys.exit(err.exit_code)
+        return err.exit_code
+    return 0
+
+
+def child(text: str, said: str, rank: int, world: int, port: int) -> None:
+    """Be one of ``world`` processes, as a launcher would start it, with stderr in the file ``said``."""
+    handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    # pytest or the process server may have replaced it
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if world > 1:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        )  # fmt: skip
+    status = script(text)
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(script(sys.argv[1]))
