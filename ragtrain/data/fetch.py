@@ -152,7 +152,8 @@ def _refuse_existing(target: Path, config: FetchConfig) -> None:
         )
     if not config.overwrite:
         raise ConfigError(
-            f"{target} holds a set that was made by another request or changed since", hint="replace it: --overwrite"
+            f"{target} holds a set that was made by another request or changed since",
+            hint=f"replace it: ragtrain data fetch {config.dataset} ... --overwrite, or choose another --output-dir",
         )
 
 
@@ -280,18 +281,29 @@ def _write_folder(target: Path, made: _Set, info: dict[str, Any], config: FetchC
             return _result(target, info, up_to_date=True)
         if standing is not None:
             _refuse_existing(target, config)
-        _swap(aside, target)
+        try:
+            _swap(aside, target, config.overwrite)
+        except OSError:
+            # Another process may have written the same set in the meantime.
+            if _standing(target, config) == info:
+                return _result(target, info, up_to_date=True)
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return _result(target, info, up_to_date=False)
 
 
-def _swap(aside: Path, target: Path) -> None:
-    """Put a folder in the place of another; what else stood there (an index, say) moves over."""
+def _swap(aside: Path, target: Path, replace: bool) -> None:
+    """Put a folder in a free place, or in that of another: what else stood there (an index, say) moves over."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if target.exists():
+    if replace and target.exists():
         target.rename(old)
-    aside.rename(target)
+    try:
+        aside.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
     if not old.exists():
         return
     ours = {"train.jsonl", "validation.jsonl", "test.jsonl", "passages.jsonl", "dataset.json"}

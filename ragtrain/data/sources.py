@@ -175,6 +175,8 @@ def _from_files(name: str, paths: tuple[Path, ...], config: FetchConfig) -> Load
             # A member of `all`: by the set that its form belongs to, else by the file's name.
             loaded.name = said or path.name.split(".")[0]
             loaded.licence = HUB[said].licence if said in HUB else "see the source"
+        if read.format == "trivia_qa":
+            read = dataclasses.replace(read, questions=_with_evidence(read.questions, path))
         _take(loaded, split, read, config)
         loaded.origin.append({"split": split, "file": read.path.name, "sha256": read.sha256, "format": read.format})
     if paths[0].is_dir() and (paths[0] / "passages.jsonl").is_file():
@@ -192,6 +194,33 @@ def _take(loaded: Loaded, split: str, read: QuestionFile, config: FetchConfig) -
         questions = [_windowed(question, config.seed) for question in questions]
     loaded.skipped += read.skipped
     loaded.add(split, questions)
+
+
+def _with_evidence(questions: list[Question], path: Path) -> list[Question]:
+    """Return TriviaQA's questions with the Wikipedia pages that they name, where its evidence folder is beside them."""
+    named = [question for question in questions if isinstance(question.extra.get("pages"), list)]
+    if not named:
+        return questions
+    places = (parent / "evidence" / "wikipedia" for parent in (path.parent, path.parent.parent))
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        log.warning("%s names pages, and there is no folder evidence/wikipedia beside it to read them from", path.name)
+    found = []
+    for question in questions:
+        pages = question.extra.get("pages", ()) if folder else ()
+        documents = [_page(folder, page["title"], page["file"]) for page in pages] if folder else []
+        extra = {name: value for name, value in question.extra.items() if name != "pages"}
+        kept = question.documents or tuple(document for document in documents if document is not None)
+        found.append(dataclasses.replace(question, documents=kept, extra=extra))
+    return found
+
+
+def _page(folder: Path, title: object, name: object) -> Document | None:
+    file = (folder / str(name)).resolve()
+    if not file.is_relative_to(folder.resolve()) or not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8", errors="replace").strip()
+    return Document(content_id(str(title), text), str(title), text) if text else None
 
 
 def _windowed(question: Question, seed: int) -> Question:

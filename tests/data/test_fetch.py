@@ -306,6 +306,46 @@ def test_pages_of_trivia_qa_become_windows(tmp_path: Path) -> None:
     assert gold == ["the Answer stands last"]
 
 
+def test_raw_trivia_qa_reads_its_evidence(tmp_path: Path) -> None:
+    source = tmp_path / "qa" / "wikipedia-dev.json"
+    source.parent.mkdir()
+    pages = [{"DocSource": "TagMe", "Filename": "Page.txt", "Title": "Page"},
+             {"DocSource": "TagMe", "Filename": "../../secret.txt", "Title": "No"},
+             {"DocSource": "TagMe", "Filename": "Missing.txt", "Title": "Missing"}]  # fmt: skip
+    answer = {"Value": "a", "Aliases": ["b"], "NormalizedAliases": ["b"]}
+    source.write_text(
+        json.dumps({"Data": [{"QuestionId": "1", "Question": "q?", "Answer": answer, "EntityPages": pages}]})
+    )
+    (tmp_path / "secret.txt").write_text("secret")
+    config = FetchConfig(dataset="trivia_qa", source=(source,), split="validation", output_dir=tmp_path / "bare")
+    assert fetch.run(config).info["passages"] == 0
+    (tmp_path / "evidence" / "wikipedia").mkdir(parents=True)
+    (tmp_path / "evidence" / "wikipedia" / "Page.txt").write_text("here stands b, and more")
+    fetch.run(config.model_copy(update={"output_dir": tmp_path / "out"}))
+    (row,) = rows(tmp_path / "out/validation.jsonl")
+    assert [(d["title"], d["text"], d["is_gold"]) for d in row["documents"]] == [
+        ("Page", "here stands b, and more", True)
+    ]
+    assert "pages" not in row
+
+
+def test_two_processes_may_fetch_the_same(
+    articles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FetchConfig(dataset="squad", source=articles, output_dir=tmp_path / "out")
+    swap = fetch._swap
+
+    def late(aside: Path, target: Path, replace: bool) -> None:
+        monkeypatch.setattr(fetch, "_swap", swap)
+        monkeypatch.setattr("os.getpid", lambda: 1)
+        assert not fetch.run(config).up_to_date  # the other process gets there first
+        swap(aside, target, replace)
+        pytest.fail("a folder with files in it was overwritten")
+
+    monkeypatch.setattr(fetch, "_swap", late)
+    assert fetch.run(config).up_to_date
+
+
 def test_the_demo(tmp_path: Path) -> None:
     demo = pytest.importorskip("ragtrain.data.demo", reason="the demo set is not there yet")
     out = tmp_path / "demo"

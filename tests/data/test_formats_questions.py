@@ -212,6 +212,34 @@ def test_parquet_and_save_to_disk(tmp_path: Path) -> None:
         read_questions(tmp_path, split="validation")
 
 
+def test_what_json_cannot_hold_is_made_plain(tmp_path: Path) -> None:
+    import datetime
+
+    row = {
+        "question": "q \ud800?",
+        "answer": ["a"],
+        "when": datetime.date(2026, 1, 2),
+        "score": float("nan"),
+        "raw": b"x",
+    }
+    (question,) = questions_from_rows([row], "x").questions
+    assert question.question == "q \ufffd?"
+    assert question.extra == {"when": "2026-01-02", "raw": "x"}
+    write_jsonl(tmp_path / "x.jsonl", [question.to_json()])
+    with pytest.raises(DataError, match="expected at least one answer, found none"):
+        questions_from_rows([{"question": "q", "answer": float("nan")}], "x")
+
+
+def test_one_record_and_short_heads(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"question": "q", "answers": ["a"]}, indent=1))
+    assert len(read_questions(path).questions) == 1
+    path = tmp_path / "qa.csv"
+    path.write_text("q,a\nwhat?,this\n")
+    (question,) = read_questions(path).questions
+    assert (question.question, question.answers) == ("what?", ("this",))
+
+
 def test_chosen_fields(tmp_path: Path) -> None:
     path = lines(tmp_path / "x.jsonl", {"prompt_text": "q?", "meta": {"gold": ["a"]}, "ctxs": [{"text": "t"}]})
     with pytest.raises(DataError, match="no known form of question has the fields prompt_text, meta") as caught:

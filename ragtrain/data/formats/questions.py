@@ -7,6 +7,7 @@ import datetime
 import decimal
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -214,6 +215,9 @@ def _plain(value: object) -> object:
     if isinstance(value, str):
         # JSON may escape half of a surrogate pair; such a text cannot be written again.
         return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, float):
+        # Tables have NaN where a cell is empty; JSON has no such number.
+        return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return plain_record(value)
     if isinstance(value, (list, tuple)):

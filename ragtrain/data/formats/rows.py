@@ -184,7 +184,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return a file that is one JSON object.
 
     Raises:
-        DataError: it is not valid JSON, or a name occurs twice in one object.
+        DataError: it is not valid JSON, or no object.
     """
     try:
         value = json.loads(whole_text(path))
@@ -330,6 +330,10 @@ def _arrow_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     state = read_object(path / "state.json")
+    if state.get("_indices_data_files"):
+        raise DataError(
+            "rows of this folder are chosen by an index mapping", path=path, hint="save flatten_indices() of it"
+        )
     try:
         return [path / entry["filename"] for entry in state["_data_files"]]
     except (KeyError, TypeError) as error:

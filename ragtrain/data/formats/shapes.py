@@ -184,7 +184,14 @@ def _trivia(record: Record) -> Question:
     documents = [*_columns(pages, "wiki_context"), *_columns(found, "search_context")]
     used = (answer, "entity_pages", "search_results", "EntityPages", "SearchResults")
     made = make(record, question, answers, documents=unique(documents), used=used)
-    return dataclasses.replace(made, dataset=made.dataset or "trivia_qa")
+    # The raw files name the pages and hold none of them; whoever has the evidence folder reads them from there.
+    named = [page for page in _listed(record.get("EntityPages")) if {"Title", "Filename"} <= page.keys()]
+    pages_extra = {"pages": [{"title": page["Title"], "file": page["Filename"]} for page in named]} if named else {}
+    return dataclasses.replace(made, dataset=made.dataset or "trivia_qa", extra={**made.extra, **pages_extra})
+
+
+def _listed(value: object) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def _columns(value: object, text: str) -> list[Document]:
