@@ -107,7 +107,7 @@ def load(config: FetchConfig) -> list[Loaded]:
     if len(config.source) > 2:
         raise ConfigError(
             f"source names {len(config.source)} files; one or two are read: training and evaluation questions",
-            hint="several sets are mixed with: ragtrain data fetch all --source FILE FILE FILE",
+            hint="several sets are mixed with: ragtrain data fetch all --source FILE --source FILE ...",
         )
     return [_from_files(config.dataset, config.source, config)]
 
@@ -271,7 +271,7 @@ def _unreachable(hub_id: str, error: Exception) -> DataError:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return DataError(
         f"the hub's data set {hub_id} cannot be read: {reason[0]}",
-        hint=f"read the set's raw files instead: ragtrain data fetch {name} --source TRAIN [EVALUATION]; what is in the "
+        hint=f"read the set's raw files instead: ragtrain data fetch {name} --source TRAIN [--source EVALUATION]; what is in the "
         "hub's cache is read with HF_HUB_OFFLINE=1; the demo set needs no network: ragtrain data fetch demo",
     )
 

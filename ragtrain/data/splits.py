@@ -64,7 +64,7 @@ def cut(questions: Sequence[Question], fraction: float, seed: int) -> tuple[list
     if len(groups) < 2:
         raise DataError(
             f"{len(questions)} questions of one group ({groups[0] if groups else 'none'}) cannot be cut in two",
-            hint="give a second file with the evaluation questions: --source TRAIN EVALUATION",
+            hint="give a second file with the evaluation questions: --source TRAIN --source EVALUATION",
         )
     aside = set(groups[: min(max(1, round(len(groups) * fraction)), len(groups) - 1)])
     train = [question for question in questions if group_of(question) not in aside]
