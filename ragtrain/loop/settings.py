@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shlex
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,11 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     """
     # A process may train several times (tests, notebooks); the precision of an earlier run must not stick.
     AcceleratorState._reset_state()
+    # Under torchrun Accelerate joins the processes of a machine without accelerators only when it is told that this
+    # is what is meant; left alone, each would train by itself in the same folder.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     accelerator = Accelerator(
+        cpu=several and not torch.accelerator.is_available(),
         mixed_precision=resolve_precision(config.mixed_precision),
         # The loop normalises by weights itself; 1 here also overrides what the launcher's environment may say.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

@@ -209,7 +209,7 @@ def loss_of(config: RagConfig, retriever: Retriever) -> Callable[[nn.Module, Rag
         )
         n = len(batch.ids)
         nll, found = marginal.nll.detach().sum(), [
-            metrics.first_hit(question.answers, [f"{p.title} {p.text}" for p in retriever.passages(lookup.hits, row)])
+            metrics.first_hit(question.answers, [passage.text for passage in retriever.passages(lookup.hits, row)])
             for row, question in enumerate(batch.questions)
         ]  # fmt: skip
         return losses.LossOutput(

@@ -1,0 +1,89 @@
+"""A corner of the demo set, its index, and the command line that trains on them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ragtrain import prepare
+from ragtrain.config.commands import EncoderConfig, PrepareConfig
+from ragtrain.data import demo
+from ragtrain.records import write_jsonl
+
+ENTITIES = 24
+
+
+@pytest.fixture(scope="session")
+def corner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder of a few entities with its index in ``index``."""
+    folder = tmp_path_factory.mktemp("corner")
+    built = demo.build(0)
+    kept = {question.group for question in built.train[:200]}
+    kept = set(sorted(kept)[:ENTITIES])
+    train = [question for question in built.train if question.group in kept]
+    gold = {document.id for question in train for document in question.documents}
+    write_jsonl(folder / "train.jsonl", (question.to_json() for question in train[12:]))
+    write_jsonl(folder / "validation.jsonl", (question.to_json() for question in train[:6]))
+    write_jsonl(folder / "test.jsonl", (question.to_json() for question in train[6:12]))
+    write_jsonl(folder / "passages.jsonl", (p.to_json() for p in built.passages if p.id in gold))
+    prepare.run(
+        PrepareConfig(
+            passages=folder / "passages.jsonl",
+            output_dir=folder / "index",
+            encoder=EncoderConfig(encoder=str(demo.ENCODER)),
+        )
+    )
+    return folder
+
+
+@pytest.fixture
+def flags(corner: Path) -> list[str]:
+    """Flags of a short run on the corner, without an output folder."""
+    return [
+        "--train-data", str(corner), "--n-docs", "2", "--batch-size", "3", "--gradient-accumulation-steps", "2",
+        "--max-steps", "6", "--save-steps", "2", "--learning-rate", "1e-4", "--logging-steps", "1",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def spawn() -> Callable[..., subprocess.Popen[str]]:
+    """Start ``ragtrain …`` as a user does, in a process of its own (or several)."""
+
+    def start(*arguments: str, processes: int = 1, cwd: Path | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*launcher(processes), *arguments],
+            cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture
+def command(spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, str, str]]:
+    """Run ``ragtrain …`` to its end: exit code, stdout, stderr."""
+
+    def run(*arguments: str, **how: object) -> tuple[int, str, str]:
+        process = spawn(*arguments, **how)
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out, err
+
+    return run
+
+
+def launcher(processes: int = 1) -> list[str]:
+    """Return how the command starts: plainly, or under torchrun."""
+    if processes == 1:
+        return [sys.executable, "-m", "ragtrain"]
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "ragtrain",
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which the command computes on one thread, the same way every time."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "NO_COLOR": "1"}
