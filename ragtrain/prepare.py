@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ragtrain")
 
-DEMO_ENCODER = Path(demo.__file__).parent / "models" / "encoder"
-DEMO_PASSAGES = Path("data/demo/passages.jsonl")
+DEMO_PASSAGES = demo.FOLDER / "passages.jsonl"
 #: Pieces that a plan is measured on.
 SAMPLE = 64
 #: Batches handed to the encoder at a time: enough to sort by length, few enough to show progress.
@@ -130,7 +129,7 @@ def run(config: PrepareConfig) -> PrepareResult:
     source = Source(config)
     path = config.output_dir or _default_output(source.path)
     device = resolve_device(config.device)
-    encoder = load_encoder(config.encoder.encoder or DEMO_ENCODER, config=config.encoder, role="passage").to(device)
+    encoder = load_encoder(config.encoder.encoder or demo.ENCODER, config=config.encoder, role="passage").to(device)
     metric: Metric = "cosine" if encoder.spec().get("normalize") else "inner_product"
     if config.dry_run:
         survey = source.survey()
@@ -262,7 +261,7 @@ def question_encoder(index: DenseIndex, name: str | Path | None = None) -> TextE
     if name is not None:
         encoder = load_encoder(name, role="question")
     else:
-        encoder = load_encoder(index.question_encoder or DEMO_ENCODER, config=index.encoder_config, role="question")
+        encoder = load_encoder(index.question_encoder or demo.ENCODER, config=index.encoder_config, role="question")
     if encoder.dim != index.dim:
         raise IndexMismatchError(
             f"holds vectors of {index.dim} dimensions, and the question encoder makes {encoder.dim}",

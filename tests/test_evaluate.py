@@ -531,7 +531,6 @@ def tiny_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], P
         model.generator.save_pretrained(tmp_path / "models" / "generator")
         model.generator_tokenizer.save_pretrained(tmp_path / "models" / "generator")
         monkeypatch.setattr(demo, "ENCODER", tmp_path / "models" / "encoder")
-        monkeypatch.setattr("ragtrain.prepare.DEMO_ENCODER", demo.ENCODER)
         monkeypatch.setattr(demo, "GENERATOR", tmp_path / "models" / "generator")
         return tmp_path
 

@@ -186,7 +186,7 @@ def test_demo_passages_by_default(
     assert "no passages were given" in caplog.text
     assert result.path == Path("data/demo/index")
     assert result.count == plan["pieces"] > 1500
-    assert encoder.loaded[-1][0] == prepare.DEMO_ENCODER
+    assert encoder.loaded[-1][0] == prepare.demo.ENCODER
 
 
 def test_normalised_encoders_make_a_cosine_index(encoder: FakeEncoder, passages: Path) -> None:
@@ -276,7 +276,7 @@ def test_search(encoder: FakeEncoder, passages: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr()
     assert shown.out == "", "stdout is for data"
     assert "Oslo is the capital of Norway" in shown.err
-    assert encoder.loaded[-1] == (prepare.DEMO_ENCODER, asked, "question"), "questions get the settings of the index"
+    assert encoder.loaded[-1] == (prepare.demo.ENCODER, asked, "question"), "questions get the settings of the index"
     json.dumps(result.to_json())
 
 

@@ -33,7 +33,6 @@ from ragtrain.data.training import TrainingQuestions, read_training
 from ragtrain.evaluate.answers import AnswerSettings, evaluate_questions, summarise
 from ragtrain.index.search import DenseIndex
 from ragtrain.models import memory
-from ragtrain.models.encoder import load_encoder
 from ragtrain.models.export import load_rag, save_rag
 from ragtrain.models.rag import RagModel, RagSettings, load_generator
 from ragtrain.retrieve import Retriever
@@ -156,16 +155,20 @@ def build(config: RagConfig, data: TrainingQuestions) -> RagParts:
     """
     asked = config.model
     index = DenseIndex.open(Path(data.sources["index"]["path"]))
-    settings = RagSettings(
-        target_style=asked.target_style, n_docs=asked.n_docs, max_input_tokens=asked.max_input_tokens,
-        max_question_tokens=asked.max_question_tokens, max_target_tokens=asked.max_target_tokens,
-    )  # fmt: skip
     if asked.model_dir is not None:
         start = load_rag(asked.model_dir)
         encoder, generator, tokenizer = start.question_encoder, start.generator, start.generator_tokenizer
     else:
-        encoder = load_encoder(asked.question_encoder or index.question_encoder or demo.ENCODER, role="question")
+        encoder = prepare.question_encoder(index, asked.question_encoder)
         generator, tokenizer = load_generator(asked.generator or demo.GENERATOR)
+    # BART has as many positions as it was trained with; T5 has no limit.
+    most = getattr(generator.config, "max_position_embeddings", None) or asked.max_input_tokens
+    if most < asked.max_input_tokens:
+        log.info("max_input_tokens is %d instead of %d: the generator reads no more", most, asked.max_input_tokens)
+    settings = RagSettings(
+        target_style=asked.target_style, n_docs=asked.n_docs, max_input_tokens=min(most, asked.max_input_tokens),
+        max_question_tokens=asked.max_question_tokens, max_target_tokens=asked.max_target_tokens,
+    )  # fmt: skip
     model = RagModel(
         encoder, generator, tokenizer, settings,
         train_question_encoder=asked.train_question_encoder, gradient_checkpointing=asked.gradient_checkpointing,
@@ -262,7 +265,7 @@ def describe(config: RagConfig, data: TrainingQuestions, parts: RagParts) -> dic
     effective = config.loop.batch_size * config.loop.gradient_accumulation_steps * world
     sample = [passage_string(*parts.index.passages.texts(i)) for i in range(min(512, parts.index.count))]
     lengths = sorted(map(len, bare_ids(parts.model.generator_tokenizer, sample)))
-    longest = min(lengths[int(0.95 * (len(lengths) - 1))] + 24, config.model.max_input_tokens)
+    longest = min(lengths[int(0.95 * (len(lengths) - 1))] + 24, parts.model.settings.max_input_tokens)
     rows, vocab = config.loop.batch_size * config.model.n_docs, parts.model.vocab_size
     half = loop.resolve_precision(config.loop.mixed_precision) != "no"
     held = memory.activation_bytes(
