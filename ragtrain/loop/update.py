@@ -99,7 +99,7 @@ def do_update(engine: Engine, portion: Portion, learning_rates: Mapping[str, flo
                 ]
 
     if accelerator.scaler is not None:
-        accelerator.unscale_gradients(engine.optimizer)
+        accelerator.scaler.unscale_(engine.optimizer.optimizer)
     own: list[Tensor | float] = [
         sum(losses, torch.zeros((), device=accelerator.device)) if not portion.is_filler else 0.0,
         0 if portion.is_filler else sum(len(batch.ids) for batch in portion.batches),

@@ -78,7 +78,7 @@ def torchrun() -> Callable[..., Ended]:
     def run(processes: int, **options: Any) -> Ended:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         text = json.dumps({**options, "out": str(options["out"])})
-        environment = {**os.environ, "PYTHONPATH": str(TOY.parents[2]), "ACCELERATE_USE_CPU": "true"}
+        environment = {**os.environ, "PYTHONPATH": str(TOY.parents[2])}
         done = subprocess.run(
             [*command, str(TOY), text], env=environment, capture_output=True, text=True, timeout=120, check=False
         )

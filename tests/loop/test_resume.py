@@ -155,10 +155,38 @@ def test_resume_best_removes_what_came_after(toy, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     assert (folder / "best").resolve().name == "step-000004"
     first = load_file(folder / "step-000006" / "model.safetensors")
-    steps, _ = go(toy, tmp_path / "run", evaluate=lambda _: {"eval_loss": next(values)}, resume="best", **config)
-    assert [step.index for step in steps] == [5, 6]
+
+    def evaluate(model):
+        assert list(checkpoints.listing(folder)) == [2, 4, 6], "step 6 was saved anew before its evaluation"
+        assert [row["step"] for row in RunFolder.open(tmp_path / "run").read_metrics()] == [1, 2, 3, 4, 5]
+        return {"eval_loss": next(values)}
+
+    resumed = loop.steps(
+        model := toy.Net(), toy.loss, toy.Source(), groups=toy.groups(model), evaluate=evaluate,
+        training=toy.settings(tmp_path / "run", resume="best", **config),
+    )  # fmt: skip
+    assert next(resumed).index == 5
+    assert list(checkpoints.listing(folder)) == [2, 4]
+    assert [step.index for step in resumed] == [6]
     assert same(first, load_file(folder / "step-000006" / "model.safetensors"))
     assert [row["step"] for row in RunFolder.open(tmp_path / "run").read_metrics()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_training_does_not_depend_on_draws_before_it(toy, tmp_path):
+    """What building a model draws differs between a fresh start and a resumed one; dropout must not."""
+    ends = []
+    for draws in (0, 5):
+        training = toy.settings(tmp_path / f"run-{draws}")
+        accelerator = loop.make_accelerator(training.config)
+        model = toy.Net()
+        torch.rand(draws)
+        list(
+            loop.steps(
+                model, toy.loss, toy.Source(), groups=toy.groups(model), training=training, accelerator=accelerator
+            )
+        )
+        ends.append(dict(model.state_dict()))
+    assert same(*ends)
 
 
 def test_resume_from_a_path(toy, tmp_path):

@@ -166,7 +166,6 @@ def child(text: str, said: str, rank: int, world: int, port: int) -> None:
     os.dup2(handle, 2)
     # pytest or the process server may have replaced it
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    os.environ["ACCELERATE_USE_CPU"] = "true"
     if world > 1:
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
