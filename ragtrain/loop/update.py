@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 
-    from ragtrain.loop.feed import Portion
+    from ragtrain.loop.feed import Batch, Portion
     from ragtrain.loop.schedule import ParamGroup
 
 LossFunction = Callable[[nn.Module, Any], LossOutput]
@@ -85,7 +85,7 @@ def do_update(engine: Engine, portion: Portion, learning_rates: Mapping[str, flo
     for number, batch in enumerate(portion.batches):
         exchange = number == len(portion.batches) - 1
         with contextlib.nullcontext() if exchange else accelerator.no_sync(engine.model):
-            output = engine.loss(engine.model, batch.to(accelerator.device))
+            output = _loss(engine, batch)
             scale = 0.0 if portion.is_filler else world / weight
             accelerator.backward(output.total * scale)
         if not math.isclose(output.weight, batch.weight, rel_tol=1e-6):
@@ -129,6 +129,14 @@ def do_update(engine: Engine, portion: Portion, learning_rates: Mapping[str, flo
         skipped=skipped,
         stop=signal.SIGINT if interrupts else signal.SIGTERM if terminations else None,
     )
+
+
+def _loss(engine: Engine, batch: Batch) -> LossOutput:
+    """Return the loss of a micro-batch; where something on the way is not finite already, say for which examples."""
+    try:
+        return engine.loss(engine.model, batch.to(engine.accelerator.device))
+    except NumericsError as error:
+        raise NumericsError(f"{error.message}; the examples are {_few(batch.ids)}", hint=error.hint) from error
 
 
 def _apply(engine: Engine, learning_rates: Mapping[str, float], grad_norm: float) -> bool:

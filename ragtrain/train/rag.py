@@ -123,8 +123,9 @@ def run(config: RagConfig) -> RagResult:
         save_rag(parts.model, folder.final_model)
         log.info("final model in %s; next: ragtrain eval --model-dir %s", folder.final_model, folder.path)
     accelerator.wait_for_everyone()
-    if step is None:
-        return RagResult(folder.path, plan)
+    if step is None:  # the run was complete already
+        last = folder.read_metrics()[-1]
+        return RagResult(folder.path, plan, last["step"], last["loss"], dict(last.get("evaluation") or {}))
     return RagResult(folder.path, plan, step.index, step.loss, dict(step.evaluation or {}))
 
 
