@@ -138,7 +138,9 @@ class RagModel(nn.Module):
         self._noisy_encoder = _has_dropout(question_encoder)
         self.generator.generation_config = GenerationConfig.from_model_config(config)
         if gradient_checkpointing:
-            self.generator.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+            # Renamed within transformers 5; the first argument is the same.
+            enable = getattr(generator, "activation_checkpointing_enable", generator.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
         self.pad_token_id: int = config.pad_token_id
         self.decoder_start_token_id: int = _start_token(config)
 

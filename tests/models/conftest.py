@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from transformers import (
 
 from ragtrain.models.encoder import TextEncoder
 from ragtrain.models.folders import EncoderSpec
-from ragtrain.models.rag import Retrieved
+from ragtrain.models.rag import RagModel, RagSettings, Retrieved
 
 VOCAB = 60
 WIDTH = 16
@@ -90,11 +91,11 @@ def make_generator(kind: str) -> PreTrainedModel:
 
 
 def bert_settings(dropout: float = 0.0) -> dict[str, object]:
-    return dict(
-        vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-        initializer_range=0.3, pad_token_id=0,
-    )  # fmt: skip
+    return {
+        "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 32, "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout, "initializer_range": 0.3, "pad_token_id": 0,
+    }  # fmt: skip
 
 
 def make_dpr(role: str = "question", dropout: float = 0.0, projection: int = 0) -> PreTrainedModel:
@@ -106,9 +107,11 @@ def make_bert(dropout: float = 0.0) -> BertModel:
     return BertModel(BertConfig(**bert_settings(dropout)))
 
 
-def text_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pooling: str = "pooler") -> TextEncoder:
-    pair = "pair" if pooling == "pooler" else "joined"
-    return TextEncoder(model, tokenizer, EncoderSpec(name="tiny", pooling=pooling, max_tokens=32, passage_format=pair))
+def text_encoder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pooling: str = "pooler", **settings: object
+) -> TextEncoder:
+    given = {"max_tokens": 32, "passage_format": "pair" if pooling == "pooler" else "joined", **settings}
+    return TextEncoder(model, copy.deepcopy(tokenizer), EncoderSpec(name="tiny", pooling=pooling, **given))
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,6 @@ class Example:
         assert query.dtype == torch.float32
         assert not query.requires_grad
         return self.retrieved
-
-
-@pytest.fixture
-def example() -> Callable[..., Example]:
-    return make_example
 
 
 def make_example(
@@ -160,3 +158,25 @@ def _ragged(rows: int, longest: int, shortest: int) -> tuple[Tensor, Tensor]:
     lengths[0] = longest
     mask = (torch.arange(longest) < lengths[:, None]).long()
     return ids, mask
+
+
+@pytest.fixture
+def tiny(bert_tokenizer, bart_tokenizer, t5_tokenizer) -> SimpleNamespace:
+    """What the tests build with; a fixture because test modules cannot import this file."""
+
+    def rag(generator: PreTrainedModel | str, style: str = "shift-right", *, encoder=None, **options) -> RagModel:
+        if isinstance(generator, str):
+            generator = make_generator(generator)
+        if not isinstance(encoder, TextEncoder):
+            encoder = text_encoder(encoder or make_dpr(), bert_tokenizer)
+        tokenizer = bart_tokenizer if generator.config.model_type == "bart" else t5_tokenizer
+        return RagModel(encoder, generator, tokenizer, RagSettings(target_style=style), **options)
+
+    def encoder(model: PreTrainedModel, pooling: str = "pooler", **settings) -> TextEncoder:
+        return text_encoder(model, bert_tokenizer, pooling, **settings)
+
+    return SimpleNamespace(
+        rag=rag, encoder=encoder, example=make_example, bart=make_bart, t5=make_t5, generator=make_generator,
+        dpr=make_dpr, bert=make_bert, words=WORDS, vocab=VOCAB, width=WIDTH, bert_tokenizer=bert_tokenizer,
+        bart_tokenizer=bart_tokenizer,
+    )  # fmt: skip
