@@ -163,17 +163,13 @@ class TextEncoder(nn.Module):
             return None
         if isinstance(self.model, DPRQuestionEncoder):
             return self.model
-        if isinstance(self.model, DPRContextEncoder):
-            config, weights = self.model.config, self.model.ctx_encoder.state_dict()
-        elif type(self.model).__name__ == "BertModel" and self.settings.pooling == "cls":
-            if getattr(self.model.config, "position_embedding_type", "absolute") != "absolute":
-                return None
-            names = {field.name for field in dataclasses.fields(DPRConfig)} - {"projection_dim", "architectures"}
-            values = {name: value for name, value in self.model.config.to_dict().items() if name in names}
-            config = DPRConfig(**values)
-            weights = {f"bert_model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        else:
+        if type(self.model).__name__ != "BertModel" or self.settings.pooling != "cls":
             return None
+        if getattr(self.model.config, "position_embedding_type", "absolute") != "absolute":
+            return None
+        names = {field.name for field in dataclasses.fields(DPRConfig)} - {"projection_dim", "architectures"}
+        config = DPRConfig(**{name: value for name, value in self.model.config.to_dict().items() if name in names})
+        weights = {f"bert_model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         with torch.random.fork_rng(devices=[]):  # initialisation must not move the training's generator
             dpr = DPRQuestionEncoder(config)
         dpr.question_encoder.load_state_dict(weights)
@@ -241,11 +237,11 @@ def load_encoder(
     """
     folder = local_folder(name_or_path, kind="encoder")
     name = str(name_or_path)
-    if read_json(folder / "config.json").get("model_type") == "rag":
-        if (folder / "question_encoder" / "config.json").is_file():
-            folder /= "question_encoder"
-        else:
-            return _rag_question_encoder(folder, name, config)
+    inner = folder / "question_encoder"
+    is_rag = "rag" in read_json(folder / SIDECAR) or read_json(folder / "config.json").get("model_type") == "rag"
+    if is_rag and not (inner / "config.json").is_file():
+        return _rag_question_encoder(folder, name, config)
+    folder = inner if is_rag else folder
     sidecar = read_json(folder / SIDECAR).get("encoder")
     inner = folder
     if sidecar is not None:

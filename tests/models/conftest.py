@@ -130,7 +130,13 @@ class Example:
 
 
 def make_example(
-    n_docs: int, lengths: tuple[int, ...] = (5, 3, 2, 7), bos: int | None = None, eos: int = 2, dim: int = WIDTH
+    n_docs: int,
+    lengths: tuple[int, ...] = (5, 3, 2, 7),
+    bos: int | None = None,
+    eos: int = 2,
+    *,
+    dim: int = WIDTH,
+    ragged: bool = True,
 ) -> Example:
     """Questions, passages and targets of random words; ``lengths`` are those of the targets, EOS included."""
     batch = len(lengths)
@@ -141,7 +147,7 @@ def make_example(
         if bos is not None and length > 1:
             targets[row, 0] = bos
     question_ids, question_mask = _ragged(batch, 6, 2)
-    input_ids, attention_mask = _ragged(batch * n_docs, 11, 4)
+    input_ids, attention_mask = _ragged(batch * n_docs, 11, 4 if ragged else 11)
     retrieved = Retrieved(
         vectors=torch.randn(batch, n_docs, dim),
         mask=torch.ones(batch, n_docs, dtype=torch.bool),
