@@ -96,9 +96,7 @@ def test_missing_passages_count_for_nothing_even_if_they_are_nan(epsilon: float)
         tensor[:, ~mask] = math.nan
     loglik.requires_grad_()
     scores.requires_grad_()
-    result = losses.rag_sequence(
-        loglik, scores, mask.expand(6, 5), smoothing=losses.Smoothing(epsilon, smooth, 60)
-    )
+    result = losses.rag_sequence(loglik, scores, mask.expand(6, 5), smoothing=losses.Smoothing(epsilon, smooth, 60))
     torch.testing.assert_close(result.loss, kept.loss)
     torch.testing.assert_close(result.prior[:, mask], kept.prior)
     assert (result.prior[:, ~mask] == 0).all()

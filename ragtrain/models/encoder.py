@@ -179,7 +179,13 @@ class TextEncoder(nn.Module):
 
     def _tokenize(self, texts: list[str], max_tokens: int, pairs: list[str] | None = None) -> BatchEncoding:
         batch: BatchEncoding = self.tokenizer(
-            texts, pairs, padding=True, truncation="longest_first", max_length=max_tokens, return_tensors="pt"
+            texts,
+            pairs,
+            padding=True,
+            truncation="longest_first",
+            max_length=max_tokens,
+            return_tensors="pt",
+            return_token_type_ids=None if pairs is None else True,  # a pair is told apart by its segments
         )
         return batch
 

@@ -36,6 +36,7 @@ _LEGACY_POOLINGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
@@ -250,6 +251,9 @@ def load_tokenizer(folder: Path, name: str, **settings: Any) -> PreTrainedTokeni
     Raises:
         DataError: there is none, or it cannot be read.
     """
+    if not any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
+        # transformers would make up a tokenizer of five special tokens, to which every word is unknown.
+        raise DataError("there is no tokenizer in this folder", path=name, hint="Save the model's tokenizer beside it.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **settings)
     except Exception as error:  # OSError, ValueError, KeyError and worse: all say there is no tokenizer here

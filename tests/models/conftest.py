@@ -33,21 +33,23 @@ WIDTH = 16
 WORDS = [f"w{i}" for i in range(VOCAB - 8)]
 
 
-def _tokenizer(special: list[str], single: str, pair: str) -> PreTrainedTokenizerFast:
+def _tokenizer(special: list[str], single: str, pair: str, **options: object) -> PreTrainedTokenizerFast:
     vocab = {word: i for i, word in enumerate([*special, *WORDS])}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     ids = [(token, vocab[token]) for token in special]
     backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", model_max_length=32)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", model_max_length=32, **options)
 
 
 @pytest.fixture(scope="session")
 def bert_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = _tokenizer(["<pad>", "<unk>", "<cls>", "<sep>"], "<cls> $A <sep>", "<cls> $A <sep> $B:1 <sep>:1")
+    tokenizer = _tokenizer(
+        ["<pad>", "<unk>", "<cls>", "<sep>"], "<cls> $A <sep>", "<cls> $A <sep> $B:1 <sep>:1",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
     tokenizer.add_special_tokens({"pad_token": "<pad>", "cls_token": "<cls>", "sep_token": "<sep>"})
-    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     return tokenizer
 
 

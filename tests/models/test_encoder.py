@@ -292,7 +292,7 @@ def test_weights_that_are_missing_are_noticed(tiny, tmp_path: Path) -> None:
 
 def test_a_folder_without_tokenizer_is_a_data_error(tiny, tmp_path: Path) -> None:
     tiny.bert().save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="tokenizer"):
+    with pytest.raises(DataError, match="no tokenizer in this folder"):
         load_encoder(tmp_path, config=EncoderConfig(pooling="cls"))
 
 
