@@ -10,7 +10,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ragtrain.config.base import Command, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
+from ragtrain.config.base import (
+    Command,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 from ragtrain.config.training import LoopConfig, OptimConfig, RunConfig
 
 DATASETS = ("demo", "squad", "nq", "trivia_qa", "hotpot_qa", "ms_marco", "all")
@@ -67,6 +75,8 @@ class EncoderConfig(Section):
     """Text put before each question."""
     passage_prompt: str | None = None
     """Text put before each passage."""
+    passage_format: Literal["pair", "joined"] | None = None
+    """Title and text as two segments (DPR), or joined by a space; without it, as the encoder's folder says."""
     passage_max_tokens: PositiveInt | None = None
     """Tokens of a passage the encoder reads; without it, as the encoder's folder says, at most 512."""
 
@@ -174,6 +184,8 @@ class RagModelConfig(Section):
     """Longest question read by the question encoder."""
     max_target_tokens: PositiveInt = 32
     """Longest answer, end token included."""
+    score_temperature: PositiveFloat | None = None
+    """What retrieval scores are divided by before they become a prior; without it 1, or 0.05 for an index of cosines."""
     target_style: Literal["shift-right", "hf"] = "shift-right"
     """How targets meet decoder inputs: properly shifted, or unshifted as ``facebook/rag-*`` was trained."""
     gradient_checkpointing: bool = False

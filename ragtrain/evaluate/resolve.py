@@ -135,9 +135,11 @@ def _known_checkpoints(run: RunFolder) -> str:
 
 def _model_of_config(subject: Subject) -> RagModel:
     """Return a run's model as it was before training; for runs that were stopped before their final model."""
-    fields = {field.name for field in dataclasses.fields(RagSettings)}
     given = subject.run.config.get("model", {}) if subject.run is not None else {}
-    settings = RagSettings(**{name: value for name, value in given.items() if name in fields and value is not None})
+    fields = {field.name for field in dataclasses.fields(RagSettings)}
+    # data.json has the settings as they were resolved for the index and the generator at hand.
+    resolved = {**given, **(_entry(subject, "rag") or {})}
+    settings = RagSettings(**{name: value for name, value in resolved.items() if name in fields and value is not None})
     if given.get("model_dir") is not None:
         model = load_rag(given["model_dir"])
         model.settings = settings
@@ -152,17 +154,22 @@ def _model_of_config(subject: Subject) -> RagModel:
     )
 
 
-def _recorded(subject: Subject, name: str) -> Path | None:
-    """Return a path that a run's ``data.json`` gives for ``train``, ``validation`` or ``index``, if it still exists."""
+def _entry(subject: Subject, name: str) -> Any:  # noqa: ANN401 - JSON
+    """Return what a run's ``data.json`` says of ``train``, ``validation``, ``index`` or ``rag``; None for nothing."""
     if subject.run is None:
         return None
     file = subject.run.path / "data.json"
     if not file.is_file():
         return None
     try:
-        entry = json.loads(file.read_text(encoding="utf-8")).get(name)
+        return json.loads(file.read_text(encoding="utf-8")).get(name)
     except (ValueError, AttributeError) as error:
         raise DataError(f"not the description of a run's data: {error}", path=file) from error
+
+
+def _recorded(subject: Subject, name: str) -> Path | None:
+    """Return a path that a run's ``data.json`` gives for ``train``, ``validation`` or ``index``, if it still exists."""
+    entry = _entry(subject, name)
     path = entry.get("path") if isinstance(entry, dict) else entry
     return Path(path) if isinstance(path, str) and Path(path).exists() else None
 

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from ragtrain.errors import DataError
 from ragtrain.losses import log_joint, log_prior
 from ragtrain.models.encoder import evaluating
-from ragtrain.models.rag import IGNORED, RagModel, Retrieved, doc_scores
+from ragtrain.models.rag import IGNORED, RagModel, Retrieved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class Answer:
         log_likelihood: log sum_z p(z|q) p(y|q,z); where the answer opens with a BOS token, without that token's.
         candidates: different answers that were weighed.
         passage_ids: the passages' positions in the index, -1 where fewer were found.
-        scores: inner products of question and passages.
+        scores: inner products of question and passages, over the model's temperature.
         prior: p(z|q) of each passage.
         posterior: p(z|q,y) of each passage.
     """
@@ -94,7 +94,7 @@ def decode(
         candidates = _unique(sequences, retrieved.mask, num_beams, model.pad_token_id)
         labels, prior_counts = _labels(model, candidates)
         loglik = _score(model, states, retrieved, candidates, labels)
-        scores = doc_scores(query, retrieved.vectors)
+        scores = model.scores(query, retrieved)
         prior = log_prior(scores, retrieved.mask)
         return _best(model, candidates, loglik, _Prior(prior, prior_counts), scores, retrieved)
 

@@ -297,6 +297,7 @@ def _override(spec: EncoderSpec, config: EncoderConfig | None) -> EncoderSpec:
         "normalize": config.normalize,
         "query_prompt": config.query_prompt,
         "passage_prompt": config.passage_prompt,
+        "passage_format": config.passage_format,
         "max_tokens": config.passage_max_tokens,
     }
     return dataclasses.replace(spec, **{key: value for key, value in given.items() if value is not None})

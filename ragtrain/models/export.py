@@ -33,7 +33,7 @@ def save_rag(model: RagModel, folder: str | Path) -> Path:
     """Write a model so that this module, and plain transformers, load it.
 
     The folder is written aside and then put in place of what stands there. An encoder that transformers' RAG cannot
-    express (anything but an unnormalised first-token BERT, see ``TextEncoder.as_dpr``) is saved as a part only: the
+    express (anything but an unnormalised first-token BERT, see ``TextEncoder.as_dpr``, scored without temperature) is saved as a part only: the
     root then has no ``config.json``, the sidecar says ``hf_rag: false`` and the log says so.
 
     ``reduce_loss`` and ``label_smoothing`` keep transformers' defaults whatever was trained with: its ``generate``
@@ -97,13 +97,14 @@ def _save_whole(model: RagModel, folder: Path) -> bool:
     dpr = encoder.as_dpr()
     encoder.tokenizer.save_pretrained(folder / "question_encoder_tokenizer")
     model.generator_tokenizer.save_pretrained(folder / "generator_tokenizer")
-    if dpr is None:
+    if dpr is None or model.settings.score_temperature != 1:
         log.warning(
-            "transformers' RAG has no place for this question encoder (%s, pooling %s%s): it is saved as "
-            "question_encoder/ and generator/, which ragtrain and transformers load one by one",
+            "transformers' RAG has no place for this question encoder (%s, pooling %s%s, temperature %g): it is saved "
+            "as question_encoder/ and generator/, which ragtrain and transformers load one by one",
             encoder.settings.model_class,
             encoder.settings.pooling,
             ", normalised" if encoder.settings.normalize else "",
+            model.settings.score_temperature,
         )
         return False
     if encoder.settings.query_prompt:

@@ -38,6 +38,8 @@ class RagSettings:
         max_input_tokens: generator input, passage and question together.
         max_question_tokens: longest question the question encoder reads.
         max_target_tokens: longest answer, end token included.
+        score_temperature: what inner products are divided by before they become a prior. Cosines need one well below
+            1: their softmax is flat, and a flat prior teaches the retriever next to nothing.
         title_sep: between title and text of a passage.
         doc_sep: between passage and question.
     """
@@ -47,6 +49,7 @@ class RagSettings:
     max_input_tokens: int = 300
     max_question_tokens: int = 64
     max_target_tokens: int = 32
+    score_temperature: float = 1.0
     title_sep: str = " / "
     doc_sep: str = " // "
 
@@ -77,7 +80,7 @@ class RagOutput:
     Attributes:
         loglik: (batch, n_docs) float32 log p(y|q,z), summed over real target tokens.
         smooth: (batch, n_docs) float32 log-probabilities summed over real positions and the vocabulary, if asked for.
-        scores: (batch, n_docs) float32 inner products of question and passage vectors.
+        scores: (batch, n_docs) float32 inner products of question and passage vectors over the temperature.
         retrieved: what was retrieved.
         target_tokens: (batch,) real target tokens that were scored.
         prior_counts: (batch,) bool for ``ragtrain.losses.rag_sequence``; None where every prior counts.
@@ -191,7 +194,7 @@ class RagModel(nn.Module):
         return RagOutput(
             loglik=loglik.view(-1, n_docs),
             smooth=None if smooth is None else smooth.view(-1, n_docs),
-            scores=doc_scores(query, retrieved.vectors),
+            scores=self.scores(query, retrieved),
             retrieved=retrieved,
             target_tokens=(labels != IGNORED).sum(1),
             prior_counts=prior_counts,
@@ -209,6 +212,10 @@ class RagModel(nn.Module):
             with evaluating(self.question_encoder):
                 search = self.question_encoder(question_ids, question_mask)
         return query, retrieve(search)
+
+    def scores(self, query: Tensor, retrieved: Retrieved) -> Tensor:
+        """Return (batch, n_docs) float32 scores, whose softmax is the prior."""
+        return doc_scores(query, retrieved.vectors) / self.settings.score_temperature
 
     def decoder_inputs(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what the decoder reads, what it is to predict (-100: nothing), and whose prior counts.

@@ -51,6 +51,8 @@ log = logging.getLogger("ragtrain")
 #: Learning rate of pre-trained models of ordinary size, and what the small demo models were tuned for.
 LEARNING_RATE = 3e-5
 DEMO_LEARNING_RATE = 1e-3
+#: sentence-transformers trains its cosine encoders with a scale of 20.
+COSINE_TEMPERATURE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +171,9 @@ def build(config: RagConfig, data: TrainingQuestions) -> RagParts:
     settings = RagSettings(
         target_style=asked.target_style, n_docs=asked.n_docs, max_input_tokens=min(most, asked.max_input_tokens),
         max_question_tokens=asked.max_question_tokens, max_target_tokens=asked.max_target_tokens,
+        score_temperature=asked.score_temperature or (COSINE_TEMPERATURE if index.metric == "cosine" else 1.0),
     )  # fmt: skip
+    data.sources["rag"] = dataclasses.asdict(settings)
     model = RagModel(
         encoder, generator, tokenizer, settings,
         train_question_encoder=asked.train_question_encoder, gradient_checkpointing=asked.gradient_checkpointing,

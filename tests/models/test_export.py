@@ -177,3 +177,14 @@ def test_a_damaged_folder_is_a_data_error(tiny, tmp_path: Path) -> None:
     (folder / "generator" / "model.safetensors").write_bytes(b"\0" * 64)
     with pytest.raises(DataError, match="weights cannot be loaded"):
         load_rag(folder)
+
+
+def test_a_temperature_is_kept_and_transformers_is_not_misled(tiny, tmp_path: Path, caplog) -> None:
+    model = build(tiny, "dpr", "bart", score_temperature=0.05)
+    with caplog.at_level("WARNING"):
+        save_rag(model, tmp_path / "final_model")
+    assert "temperature 0.05" in caplog.text
+    assert not (tmp_path / "final_model" / "config.json").exists()
+    loaded, example = load_rag(tmp_path / "final_model"), tiny.example(2)
+    assert loaded.settings.score_temperature == 0.05
+    assert strings(loaded, example) == strings(model, example)

@@ -374,3 +374,17 @@ def test_the_vocabulary_is_the_generators(tiny) -> None:
     model = tiny.rag("bart")
     assert model.vocab_size == tiny.vocab
     assert model.question_encoder.dim == tiny.width
+
+
+def test_a_temperature_divides_the_scores_and_nothing_else(tiny) -> None:
+    example = tiny.example(4)
+    model = tiny.rag("bart").eval()
+    plain = model(example.question_ids, example.question_mask, example.targets, example.retrieve)
+    model.settings = dataclasses.replace(model.settings, score_temperature=0.25)
+    sharp = model(example.question_ids, example.question_mask, example.targets, example.retrieve)
+    torch.testing.assert_close(sharp.scores, plain.scores * 4)
+    torch.testing.assert_close(sharp.loglik, plain.loglik)
+    torch.testing.assert_close(
+        losses.rag_sequence(sharp.loglik, sharp.scores).loss,
+        losses.rag_sequence(plain.loglik, plain.scores / 0.25).loss,
+    )
