@@ -33,8 +33,8 @@ def save_rag(model: RagModel, folder: str | Path) -> Path:
     """Write a model so that this module, and plain transformers, load it.
 
     The folder is written aside and then put in place of what stands there. An encoder that transformers' RAG cannot
-    express (anything but an unnormalised first-token BERT, see ``TextEncoder.as_dpr``, scored without temperature) is saved as a part only: the
-    root then has no ``config.json``, the sidecar says ``hf_rag: false`` and the log says so.
+    express (anything but an unnormalised first-token BERT, see ``TextEncoder.as_dpr``, scored without temperature) is
+    saved as a part only: the root then has no ``config.json``, the sidecar says ``hf_rag: false`` and the log says so.
 
     ``reduce_loss`` and ``label_smoothing`` keep transformers' defaults whatever was trained with: its ``generate``
     fails with the one and ranks answers by the smoothed loss with the other.
