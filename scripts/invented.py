@@ -324,13 +324,17 @@ def draw_facts(rng: random.Random, theme: str, count: int) -> list[Fact]:
 def entity_name(rng: random.Random) -> str:
     """The name of an invented entity, one to three words."""
     form = rng.random()
-    if form < 0.6:
+    if form < 0.54:
         return proper(rng)
-    if form < 0.75:
+    if form < 0.68:
         return person(rng)
-    if form < 0.9:
+    if form < 0.82:
         return place(rng)
-    return title(rng)
+    if form < 0.91:
+        return title(rng)
+    everyday = WORDS[rng.choice(("animals", "trees", "common", "instruments", "materials", "foods", "general"))]
+    word = rng.choice(everyday).capitalize()
+    return word if rng.random() < 0.5 else f"{rng.choice(WORDS['general']).capitalize()} {word.lower()}"
 
 
 def _tell(rng: random.Random, fact: Fact, subject: Subject, named: bool) -> str:

@@ -212,7 +212,7 @@ def encoder_batch(tokenizer: Tokenizer, seed: int, step: int, entities: int = EN
     asked: list[str] = []
     gold: list[int] = []
     for _ in range(entities):
-        for passage in invented.entity(rng, rng.choice((2, 3))):
+        for passage in invented.entity(rng, rng.choice((2, 3)), 45):
             for question in rng.sample(passage.questions, min(1, len(passage.questions))):
                 asked.append(question.question)
                 gold.append(len(passages))
@@ -479,6 +479,11 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     half = copy.deepcopy(model).half()
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for name in ("is_local", "local_files_only"):
+        settings.pop(name, None)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 knows too
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if isinstance(model, BertModel):
         modules = [
             {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
