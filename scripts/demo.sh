@@ -3,15 +3,17 @@
 # Each command leaves its result alone when it is run again unchanged.
 set -euo pipefail
 out=${1:-demo-run}
-train="--train-data $out/data --index-path $out/index --config $(dirname "$0")/demo.yaml"
+settings="$(dirname "$0")/demo.yaml"
+answer="--num-samples 500 --num-beams 1 --n-docs 4 --batch-size 32"
 
 set -x
 ragtrain data fetch demo --output-dir "$out/data"
 ragtrain index prepare --passages "$out/data/passages.jsonl" --output-dir "$out/index"
-ragtrain eval --test-data "$out/data/test.jsonl" --index-path "$out/index" --output-dir "$out/untrained"
-ragtrain train rag $train --output-dir "$out/joint"
-ragtrain train rag $train --output-dir "$out/frozen" --no-train-question-encoder
-ragtrain eval --model-dir "$out/joint"
-ragtrain eval --model-dir "$out/frozen"
+ragtrain eval --test-data "$out/data/test.jsonl" --index-path "$out/index" --output-dir "$out/untrained" $answer
+ragtrain train rag --train-data "$out/data" --index-path "$out/index" --config "$settings" --output-dir "$out/joint"
+ragtrain train rag --train-data "$out/data" --index-path "$out/index" --config "$settings" --output-dir "$out/frozen" \
+  --no-train-question-encoder
+ragtrain eval --model-dir "$out/joint" $answer
+ragtrain eval --model-dir "$out/frozen" $answer
 ragtrain compare "$out/untrained" "$out/frozen" "$out/joint"
 ragtrain compare "$out/frozen" "$out/joint"

@@ -265,6 +265,7 @@ _TYPES: dict[str, Draw] = {
 _THEMES: dict[str, list[str]] = _TABLES["themes"]
 _THEME_OF = {kind: theme for theme, kinds in _THEMES.items() for kind in kinds}
 _RELATION_NOUNS = [(noun.replace("-", " "), kind) for kind, nouns in _TABLES["nouns"].items() for noun in nouns.split()]
+_ANY_WORD = [word for name in ("general", "common", "verbs", "crafts") for word in WORDS[name]]
 _BY_THEME = {theme: [(noun, kind) for noun, kind in _RELATION_NOUNS if _THEME_OF[kind] == theme] for theme in _THEMES}
 
 
@@ -272,13 +273,21 @@ def _cap(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def noun_fact(rng: random.Random, theme: str) -> Fact:
-    """A fact told through a noun: "the winter harbour of X is V"."""
+def noun_fact(rng: random.Random, theme: str, palette: Sequence[str]) -> Fact:
+    """A fact told through a noun: "the winter harbour of X is V".
+
+    In half of them the noun is any word, or none that exists, and the value is of a type in the palette: then neither
+    what the noun means nor the form of the value tells where the answer is, only the noun found again.
+    """
     noun, kind = rng.choice(_BY_THEME[theme])
-    if rng.random() < 0.08:  # a word never seen: it can only be matched by its spelling
-        noun = pseudo_word(rng, 2)
+    form = rng.random()
+    if form < 0.5:
+        noun = rng.choice(_ANY_WORD) if form < 0.35 else pseudo_word(rng, rng.choice((1, 2, 2, 3)))
+        kind = rng.choice(palette)
     if rng.random() < 0.45:
         noun = f"{rng.choice(WORDS['adjectives'])} {noun}"
+    elif rng.random() < 0.15:
+        noun = f"{noun} of {rng.choice(_ANY_WORD)}"
     statement = rng.choice(_SENTENCES["noun_statements"]).replace("{N}", noun).replace("{N^}", _cap(noun))
     who = "who" if kind == "person" else rng.choice(("what", "what", "which"))
     questions = tuple(
@@ -291,7 +300,7 @@ def noun_fact(rng: random.Random, theme: str) -> Fact:
 def verb_fact(rng: random.Random) -> Fact:
     """A fact told through a verb: by whom, when, where, with what, how often."""
     frame = rng.choice(_TABLES["verb_frames"])
-    verb = rng.choice(WORDS["verbs"])
+    verb = rng.choice(WORDS["verbs"]) if rng.random() < 0.7 else f"{pseudo_word(rng, rng.choice((1, 2)))}ed"
     asked = tuple(text.replace("{R}", verb) for text in frame["questions"])
     statement = rng.choice(frame["statements"]).replace("{R}", verb)
     return Fact(statement, asked, _TYPES[frame["kind"]](rng), frame["theme"])
@@ -307,12 +316,13 @@ def loose_fact(rng: random.Random) -> Fact:
 def draw_facts(rng: random.Random, theme: str, count: int) -> list[Fact]:
     """Facts of one theme for the most part, with distinct answers and distinct questions."""
     facts: list[Fact] = []
+    palette = rng.sample(tuple(_TYPES), rng.choice((1, 2, 3)))
     while len(facts) < count:
         form = rng.random()
-        if form < 0.35:
-            fact = noun_fact(rng, theme if rng.random() < 0.8 else rng.choice(tuple(_THEMES)))
+        if form < 0.45:
+            fact = noun_fact(rng, theme if rng.random() < 0.8 else rng.choice(tuple(_THEMES)), palette)
         else:
-            fact = verb_fact(rng) if form < 0.55 else loose_fact(rng)
+            fact = verb_fact(rng) if form < 0.62 else loose_fact(rng)
             if fact.theme != theme and rng.random() < 0.6:
                 continue
         if any(fact.answer == other.answer or fact.questions[0] == other.questions[0] for other in facts):

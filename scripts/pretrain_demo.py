@@ -35,6 +35,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ragtrain.records import write_json
+
 log = logging.getLogger("pretrain_demo")
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
@@ -476,7 +478,8 @@ def encoder_course(seed: int, folder: Path) -> tuple[Course, PreTrainedTokenizer
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, figures: dict[str, float]) -> None:
     """Write a model in float16 with its tokenizer, and the figures of its training."""
-    half = copy.deepcopy(model).half()
+    half = copy.deepcopy(model)
+    half.to(torch.float16)  # type: ignore[arg-type]
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -496,6 +499,10 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
         }
         sentence = {"max_seq_length": ENCODER_TOKENS, "do_lower_case": False}
         (folder / "1_Pooling").mkdir(exist_ok=True)
+        # ragtrain encodes a passage as DPR does, title and text as two segments, where the folder says so.
+        spec = {"name": "demo", "model_class": "BertModel", "pooling": "cls", "normalize": False, "query_prompt": "",
+                "passage_prompt": "", "passage_format": "pair", "max_tokens": ENCODER_TOKENS, "lower_case": False}  # fmt: skip
+        write_json(folder / "ragtrain.json", {"encoder": spec})
         files = {"modules.json": modules, "1_Pooling/config.json": pooling, "sentence_bert_config.json": sentence}
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
