@@ -21,6 +21,7 @@ from typing import Any
 from ragtrain.metrics import paired_bootstrap
 from ragtrain.records import write_json
 
+ANSWER = ("--num-samples", "500", "--num-beams", "1", "--n-docs", "4", "--batch-size", "32")  # as scripts/demo.sh
 METRICS = {"em": "em", "f1": "f1", "recall@1": "answer_recall@1"}
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     ragtrain("data", "fetch", "demo", "--output-dir", f"{out}/data")
     ragtrain("index", "prepare", "--passages", f"{out}/data/passages.jsonl", "--output-dir", f"{out}/index")
     ragtrain("eval", "--test-data", f"{out}/data/test.jsonl", "--index-path", f"{out}/index", "--output-dir",
-             f"{out}/untrained")  # fmt: skip
+             f"{out}/untrained", *ANSWER)  # fmt: skip
     arms: dict[str, list[dict[str, dict[str, float]]]] = {"untrained": [scores(out / "untrained")]}
     seconds: dict[str, list[float]] = {}
     for seed in given.seeds:
@@ -79,7 +80,7 @@ def main() -> None:
                     *short,
                 )
             )
-            ragtrain("eval", "--model-dir", str(run))
+            ragtrain("eval", "--model-dir", str(run), *ANSWER)
             arms.setdefault(arm, []).append(scores(run / "eval"))
     report: dict[str, Any] = {"questions": len(arms["joint"][0]), "seeds": given.seeds, "train_seconds": seconds}
     for metric in METRICS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -40,6 +41,19 @@ def _seeded() -> None:
 def _home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is read from or written to the caches of the person who runs the tests."""
     monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+
+
+@pytest.fixture(autouse=True)
+def _console(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that configures the console (the command line does) leaves it for the next one as it was."""
+    from ragtrain import report
+
+    monkeypatch.setattr(report, "_quiet", False)
+    handlers, level, propagate = list(report.logger.handlers), report.logger.level, report.logger.propagate
+    yield
+    report.logger.handlers[:] = handlers
+    report.logger.setLevel(level)
+    report.logger.propagate = propagate
 
 
 @pytest.fixture(scope="session")

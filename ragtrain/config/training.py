@@ -51,7 +51,7 @@ class OptimConfig(Section):
     learning_rate: PositiveFloat | None = None
     """Peak learning rate; without it 3e-5, or what the built-in demo models were tuned for."""
     retriever_learning_rate: PositiveFloat | None = None
-    """Peak learning rate of the question encoder; without it, ``learning_rate``."""
+    """Peak learning rate of the question encoder; without it ``learning_rate``, or what the demo's was tuned for."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW weight decay, on weight matrices only: not on biases and norms."""
     adam_beta1: Decay = 0.9

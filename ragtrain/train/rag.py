@@ -51,6 +51,8 @@ log = logging.getLogger("ragtrain")
 #: Learning rate of pre-trained models of ordinary size, and what the small demo models were tuned for.
 LEARNING_RATE = 3e-5
 DEMO_LEARNING_RATE = 1e-3
+#: At 1e-3 the small question encoder loses what it knows within twenty steps (docs/log.md).
+DEMO_RETRIEVER_LEARNING_RATE = 1e-4
 #: sentence-transformers trains its cosine encoders with a scale of 20.
 COSINE_TEMPERATURE = 0.05
 
@@ -195,12 +197,14 @@ def source_of(config: RagConfig, model: RagModel, questions: list[Question]) -> 
 
 def groups_of(config: RagConfig, model: RagModel) -> list[loop.ParamGroup]:
     """Return the parameter groups: the generator, and the question encoder where it is trained."""
-    demo_models = config.model.generator is None and config.model.model_dir is None
-    rate = config.optim.learning_rate or (DEMO_LEARNING_RATE if demo_models else LEARNING_RATE)
+    asked, optim = config.model, config.optim
+    small = asked.generator is None and asked.model_dir is None
+    rate = optim.learning_rate or (DEMO_LEARNING_RATE if small else LEARNING_RATE)
     groups = [loop.ParamGroup("generator", list(model.generator.parameters()), rate)]
-    if config.model.train_question_encoder:
+    if asked.train_question_encoder:
+        untold = DEMO_RETRIEVER_LEARNING_RATE if small and optim.learning_rate is None else rate
         encoder = list(model.question_encoder.parameters())
-        groups.append(loop.ParamGroup("question_encoder", encoder, config.optim.retriever_learning_rate or rate))
+        groups.append(loop.ParamGroup("question_encoder", encoder, optim.retriever_learning_rate or untold))
     return groups
 
 
