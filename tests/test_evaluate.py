@@ -22,6 +22,7 @@ from ragtrain.data import demo
 from ragtrain.errors import CheckpointError, ConfigError, DataError, IndexMismatchError, OutOfMemoryError
 from ragtrain.evaluate import AnswerSettings, Record, evaluate_questions, run
 from ragtrain.evaluate.answers import summarise
+from ragtrain.evaluate.resolve import subject_of
 from ragtrain.index.encode import IndexWriter
 from ragtrain.index.search import DenseIndex
 from ragtrain.models.decode import decode
@@ -545,3 +546,8 @@ def test_without_any_flag_the_untrained_demo_is_evaluated(tiny_demo: Callable[[]
     assert result.summary["n"] == 4
     assert result.summary["data"]["path"] == "data/demo/test.jsonl"
     assert run(EvalConfig(num_samples=4, num_beams=1, max_new_tokens=2, device="cpu")).reused
+
+
+def test_a_folder_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="no run or model folder 'runs/2024/nope'"):
+        subject_of(EvalConfig(model_dir="runs/2024/nope"))

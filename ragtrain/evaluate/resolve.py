@@ -69,7 +69,7 @@ def subject_of(config: EvalConfig) -> Subject:
     A run's ``final_model`` and its ``checkpoints/NAME`` stand for the run, so that a path typed by completion works.
 
     Raises:
-        ConfigError: a checkpoint is named for something that has none.
+        ConfigError: there is no such folder; a checkpoint is named for something that has none.
         DataError: the run folder cannot be read.
     """
     if config.model_dir is None:
@@ -87,6 +87,10 @@ def subject_of(config: EvalConfig) -> Subject:
                 if run.kind != "rag":
                     raise ConfigError(f"{folder} is a run of kind {run.kind!r}; runs of kind 'rag' can be evaluated")
                 return Subject(str(folder), run=run, checkpoint=checkpoint)
+        if not path.exists() and config.model_dir.count("/") != 1:
+            raise ConfigError(
+                f"no run or model folder {config.model_dir!r}", hint="give a run folder, or owner/name of the hub"
+            )
         subject = Subject(config.model_dir, model_name=config.model_dir)
     if config.checkpoint != "final":
         raise ConfigError(f"checkpoint {config.checkpoint!r} of {subject.name}, which is not a run and has none",
