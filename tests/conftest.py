@@ -51,6 +51,8 @@ def _console(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(report, "_quiet", False)
     handlers, level, propagate = list(report.logger.handlers), report.logger.level, report.logger.propagate
     yield
+    for handler in set(report.logger.handlers) - set(handlers):
+        handler.close()
     report.logger.handlers[:] = handlers
     report.logger.setLevel(level)
     report.logger.propagate = propagate
