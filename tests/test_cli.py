@@ -130,9 +130,9 @@ def test_help_has_every_field_group_default_and_example(command, capsys, monkeyp
 
 def test_defaults_are_shown(capsys, monkeypatch):
     text = help_of(["train", "rag"], 120, capsys, monkeypatch)
-    assert "each device. [default: 8]" in text
-    assert "[default: 500; may be null]" in text
-    assert "[default: on]" in text
+    assert "each device. [default: 8]" in " ".join(text.split())
+    assert "[default: 500; may be null]" in " ".join(text.split())
+    assert "[default: on]" in " ".join(text.split())
 
 
 def test_root_help_lists_commands_in_the_order_of_work(capsys, monkeypatch):

@@ -12,8 +12,10 @@ import torch
 
 from ragtrain import prepare
 from ragtrain.config.commands import EncoderConfig, PrepareConfig, SearchConfig
+from ragtrain.data import demo
 from ragtrain.errors import ConfigError, DataError, IndexMismatchError, OutOfMemoryError
 from ragtrain.index.search import DenseIndex
+from ragtrain.prepare import encoders, source
 from ragtrain.records import Passage, write_jsonl
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
         loaded.append((name, config, role))
         return fake
 
-    monkeypatch.setattr(prepare, "load_encoder", load)
+    monkeypatch.setattr(encoders, "load_encoder", load)
     return fake
 
 
@@ -170,7 +172,7 @@ def test_a_large_corpus_is_planned_on_a_sample(encoder: FakeEncoder, tmp_path: P
     assert result.plan is not None
     assert result.plan["tokens_estimated"] == 1000
     drawn = {text for _, text in encoder.encoded}
-    assert len(drawn) == prepare.SAMPLE
+    assert len(drawn) == source.SAMPLE
     assert any(int(text.removeprefix("word")) > 250 for text in drawn), "drawn from the whole corpus"
 
 
@@ -186,7 +188,7 @@ def test_demo_passages_by_default(
     assert "no passages were given" in caplog.text
     assert result.path == Path("data/demo/index")
     assert result.count == plan["pieces"] > 1500
-    assert encoder.loaded[-1][0] == prepare.demo.ENCODER
+    assert encoder.loaded[-1][0] == demo.ENCODER
 
 
 def test_normalised_encoders_make_a_cosine_index(encoder: FakeEncoder, passages: Path) -> None:
@@ -199,9 +201,9 @@ def test_where_the_index_goes(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "passages.jsonl").touch()
     (tmp_path / "notes").mkdir()
-    assert prepare._default_output(tmp_path / "set" / "passages.jsonl") == tmp_path / "set" / "index"
-    assert prepare._default_output(tmp_path / "set") == tmp_path / "set" / "index"
-    assert prepare._default_output(tmp_path / "notes") == tmp_path / "notes-index"
+    assert source.default_output(tmp_path / "set" / "passages.jsonl") == tmp_path / "set" / "index"
+    assert source.default_output(tmp_path / "set") == tmp_path / "set" / "index"
+    assert source.default_output(tmp_path / "notes") == tmp_path / "notes-index"
 
 
 def test_a_folder_of_texts(encoder: FakeEncoder, tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def test_search(encoder: FakeEncoder, passages: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr()
     assert shown.out == "", "stdout is for data"
     assert "Oslo is the capital of Norway" in shown.err
-    assert encoder.loaded[-1] == (prepare.demo.ENCODER, asked, "question"), "questions get the settings of the index"
+    assert encoder.loaded[-1] == (demo.ENCODER, asked, "question"), "questions get the settings of the index"
     json.dumps(result.to_json())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ragtrain.config.base import Decay, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from ragtrain.config.base import Decay, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class LoopConfig(Section):
@@ -24,6 +24,9 @@ class LoopConfig(Section):
     mixed_precision: Literal["no", "fp16", "bf16", "auto"] = "auto"
     """Arithmetic of the forward pass; ``auto`` is bf16 on a GPU that has it, fp16 on one that does not, and no
     elsewhere."""
+    on_out_of_memory: Literal["halve", "stop"] = "halve"
+    """When the device is full: do the step again with micro-batches of half the size and twice the accumulation, which
+    is the same step, or stop."""
     seed: NonNegativeInt = 0
     """Seed of initialisation, shuffling and dropout."""
     logging_steps: PositiveInt = 10
@@ -68,6 +71,21 @@ class OptimConfig(Section):
     """Steps of linear warm-up; without it, 5 % of all steps."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters instead of whole weights (Hu et al. 2021)."""
+
+    title: ClassVar[str] = "LoRA"
+
+    lora_rank: NonNegativeInt = 0
+    """Rank of the adapters; 0 trains all weights."""
+    lora_alpha: PositiveFloat | None = None
+    """Scale of the adapters, divided by their rank; without it, twice the rank."""
+    lora_dropout: Fraction = 0.0
+    """Dropout before the adapters."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Names of the layers that get adapters."""
+
+
 class RunConfig(Section):
     """Where the run folder goes and who is told of its progress."""
 
@@ -79,5 +97,8 @@ class RunConfig(Section):
     """Start afresh although the run folder holds another run, which is removed."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Experiment trackers by Accelerate's names; TensorBoard writes to ``runs`` in the run folder."""
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """When training shows a known way of going wrong (retrieval collapse, no retriever gradient, an exploding loss):
+    say so with a remedy and go on, or stop after saving."""
     dry_run: bool = False
     """Read everything, build the model, print the plan and write nothing."""

@@ -147,7 +147,7 @@ def test_everything_at_once(write):
         f"optim.batch_size = '2' ({path}:4): no such key in section 'optim'; batch_size belongs to loop.batch_size",
         f"modle ({path}:5): unknown section; did you mean model?",
         "lr = '1' (argument): unknown key; did you mean optim.learning_rate?",
-        "run = 'x' (argument): is a section, not a value; its keys are output_dir, overwrite, trackers, dry_run",
+        "run = 'x' (argument): is a section, not a value; its keys are output_dir, overwrite, trackers, on_alarm, dry_run",
         "nonsense (argument): expected KEY=VALUE or a flag",
         "--n-dcos 3: unknown flag; did you mean --n-docs?",
         "model.n_docs = '0' (flag --n-docs): expected a whole number above 0",

@@ -1,12 +1,4 @@
-"""What a trainer minimises, as functions of tensors.
-
-Every objective over retrieved passages is a function of the same two: ``loglik`` (batch, n_docs), the generator's
-log-likelihood of the target under each passage, and ``scores`` (batch, n_docs), the retriever's inner products. A new
-objective is one more function here, made of :func:`log_prior` and its own few lines.
-
-Everything is computed in float32 whatever comes in: inner products of DPR vectors are 60 to 90, where neighbouring
-bfloat16 numbers are half a nat apart.
-"""
+"""Marginal likelihoods over retrieved passages (Lewis et al. 2020, arXiv:2005.11401, section 2.1)."""
 
 from __future__ import annotations
 
@@ -19,24 +11,7 @@ import torch
 from ragtrain.errors import RagtrainError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class LossOutput:
-    """The loss of a micro-batch as a sum, with what it is to be divided by.
-
-    Attributes:
-        total: scalar, differentiable: the sum over the micro-batch, not its mean.
-        weight: what the sum over all micro-batches and ranks of a step is divided by.
-        parts: (sum, weight) of every other figure, reported as sum / weight over the step.
-    """
-
-    total: Tensor
-    weight: float
-    parts: Mapping[str, tuple[Tensor | float, Tensor | float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

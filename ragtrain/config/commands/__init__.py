@@ -1,0 +1,33 @@
+"""One model per command. The command line, the YAML keys, ``--print-config`` and the reference are made of these.
+
+Field names are unique within a command, so that a flag needs no section and a YAML file may leave it out.
+"""
+
+from ragtrain.config.commands.data import DATASETS, FetchConfig
+from ragtrain.config.commands.index import AnnConfig, EncoderConfig, InfoConfig, PrepareConfig, SearchConfig
+from ragtrain.config.commands.judge import CompareConfig, DoctorConfig, EvalConfig
+from ragtrain.config.commands.rag import (
+    RagConfig,
+    RagDataConfig,
+    RagModelConfig,
+    RagObjectiveConfig,
+    RagRetrieverConfig,
+)
+
+__all__ = [
+    "DATASETS",
+    "AnnConfig",
+    "CompareConfig",
+    "DoctorConfig",
+    "EncoderConfig",
+    "EvalConfig",
+    "FetchConfig",
+    "InfoConfig",
+    "PrepareConfig",
+    "RagConfig",
+    "RagDataConfig",
+    "RagModelConfig",
+    "RagObjectiveConfig",
+    "RagRetrieverConfig",
+    "SearchConfig",
+]

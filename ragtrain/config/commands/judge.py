@@ -1,0 +1,103 @@
+"""What measures runs: ``ragtrain eval`` and ``ragtrain compare``; and ``ragtrain doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from ragtrain.config.base import Command, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+
+class EvalConfig(Command):
+    """Answer questions with a trained run and measure quality, retrieval and speed."""
+
+    name: ClassVar[str] = "eval"
+    examples: ClassVar[tuple[str, ...]] = (
+        "ragtrain eval --model-dir runs/rag --num-samples 500",
+        "ragtrain eval --model-dir facebook/rag-sequence-nq --test-data NQ-open.dev.jsonl --index-path data/index",
+    )
+    title: ClassVar[str] = "Evaluation"
+
+    model_dir: str | None = None
+    """Run folder, RAG folder or hub id; without it the untrained demo models."""
+    test_data: Path | None = None
+    """Questions to answer; without it the run's own test or validation questions."""
+    index_path: Path | None = None
+    """Index folder; without it the run's own."""
+    passages_path: Path | None = None
+    """Passages of the index, where the index folder does not hold them."""
+    question_key: str | None = None
+    """Field that holds the question in a format that is not recognised."""
+    answer_key: str | None = None
+    """Field that holds the answers in a format that is not recognised."""
+    skip_bad_lines: bool = False
+    """Leave out lines that cannot be read, and count them, instead of stopping at the first."""
+    num_samples: PositiveInt | None = None
+    """Questions to answer, drawn with the seed; without it, all."""
+    seed: NonNegativeInt = 0
+    """Seed of the draw and of the bootstrap."""
+    n_docs: PositiveInt | None = None
+    """Passages to marginalise over; without it as in training."""
+    recall_at: tuple[PositiveInt, ...] = (1, 5, 20)
+    """Depths k at which answer-recall is reported."""
+    num_beams: PositiveInt = 4
+    """Beams of the decoder for each passage."""
+    decoding: Literal["thorough", "fast"] = "thorough"
+    """Score every candidate answer under every passage, or only under those that proposed it (much cheaper with many
+    passages)."""
+    retrieval: Literal["dense", "bm25", "hybrid"] | None = None
+    """What chooses passages: vectors, words, or both by reciprocal rank fusion; without it, as in training."""
+    search_index: Literal["flat", "faiss"] | None = None
+    """Search the vectors exactly, or ``index.faiss`` of the index folder as it is; without it, as in training."""
+    max_new_tokens: PositiveInt = 32
+    """Longest answer generated."""
+    batch_size: PositiveInt = 16
+    """Questions answered at a time."""
+    device: str | None = None
+    """Device to run on; without it a GPU if there is one."""
+    checkpoint: str = "final"
+    """Which weights of a run: final, best, latest or a checkpoint's name."""
+    output_dir: Path | None = None
+    """Folder for ``metrics.json`` and ``predictions.jsonl``; without it ``eval`` in the run folder."""
+    output_file: Path | None = None
+    """One JSON file with metrics and predictions, in addition to the folder."""
+    overwrite: bool = False
+    """Replace earlier results in the output folder."""
+
+
+class CompareConfig(Command):
+    """Say what changed between evaluated runs, and whether it is real."""
+
+    name: ClassVar[str] = "compare"
+    examples: ClassVar[tuple[str, ...]] = ("ragtrain compare runs/before runs/after",)
+    title: ClassVar[str] = "Comparison"
+    positional: ClassVar[str | None] = "runs"
+    positional_metavar: ClassVar[str] = "RUN..."
+
+    runs: tuple[Path, ...] = ()
+    """Two or more run folders, evaluation folders or prediction files; the first is the baseline."""
+    intersect: bool = False
+    """Compare the questions that all runs answered instead of refusing runs on different questions."""
+    bootstrap_samples: PositiveInt = 10000
+    """Resamples of the paired bootstrap."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Level of the intervals."""
+    seed: NonNegativeInt = 0
+    """Seed of the bootstrap."""
+    output_file: Path | None = None
+    """Write the comparison to this JSON file as well."""
+    tolerance: NonNegativeFloat = 1e-12
+    """Differences up to this count as ties."""
+
+
+class DoctorConfig(Command):
+    """Show versions, devices and extras, and say how to repair an installation that conflicts."""
+
+    name: ClassVar[str] = "doctor"
+    examples: ClassVar[tuple[str, ...]] = ("ragtrain doctor", "ragtrain doctor --json")
+    title: ClassVar[str] = "Check"
+
+    path: Path = Path()
+    """Folder whose file system is asked for its free space."""

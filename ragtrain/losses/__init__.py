@@ -1,0 +1,16 @@
+"""What a trainer minimises, as functions of tensors.
+
+Every objective over retrieved passages is a function of the same two: ``loglik`` (batch, n_docs), the generator's
+log-likelihood of the target under each passage, and ``scores`` (batch, n_docs), the retriever's inner products.
+
+Everything is computed in float32 whatever comes in: inner products of DPR vectors are 60 to 90, where neighbouring
+bfloat16 numbers are half a nat apart.
+
+output.py       LossOutput: a sum, what it is divided by, and other figures
+marginal.py     rag-sequence: the marginal likelihood over passages
+"""
+
+from ragtrain.losses.marginal import RagSequenceLoss, Smoothing, entropy, log_joint, log_prior, rag_sequence
+from ragtrain.losses.output import LossOutput
+
+__all__ = ["LossOutput", "RagSequenceLoss", "Smoothing", "entropy", "log_joint", "log_prior", "rag_sequence"]

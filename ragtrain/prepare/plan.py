@@ -1,0 +1,46 @@
+"""What making an index would take, measured on a sample."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragtrain.models.folders import hushed
+from ragtrain.prepare.encoders import encode, resolve_device
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ragtrain.config.commands import PrepareConfig
+    from ragtrain.models.encoder import TextEncoder
+    from ragtrain.prepare.source import Source, Survey
+
+
+def plan(config: PrepareConfig, survey: Survey, source: Source, encoder: TextEncoder, path: Path) -> dict[str, Any]:
+    """Return what making the index would take; time and tokens are measured on a sample of the pieces."""
+    pairs = [(piece.title, piece.text) for piece in survey.sample]
+    limit = encoder.max_tokens("passage")
+    with hushed():  # of texts that are longer than the encoder reads: that is what is counted
+        lengths = [int(encoder.tokenize_passages([pair], 10**6)["attention_mask"].sum()) for pair in pairs]
+    device = resolve_device(config.device)
+    encode(encoder, pairs[: config.encode_batch_size], config.encode_batch_size, device)  # the first is slow
+    started = time.perf_counter()
+    encode(encoder, pairs, config.encode_batch_size, device)
+    each = (time.perf_counter() - started) / len(pairs)
+    vectors = survey.count * encoder.dim * np.dtype(config.storage).itemsize
+    faiss = survey.count * encoder.dim * 4 if config.index_type == "faiss-flat" else 0
+    return {
+        "passages": source.read,
+        "skipped": source.skipped,
+        "pieces": survey.count,
+        "words": survey.words,
+        "tokens_estimated": round(survey.count * float(np.mean(lengths))),
+        "pieces_cut_estimated": f"{np.mean([length > limit for length in lengths]):.0%} (over {limit} tokens)",
+        "dimensions": encoder.dim,
+        "bytes": vectors + faiss + survey.size + 8 * (survey.count + 1),
+        "device": str(device),
+        "seconds_estimated": round(survey.count * each, 1),
+        "output": str(path),
+    }

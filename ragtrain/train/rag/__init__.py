@@ -1,0 +1,108 @@
+"""Joint training of question encoder and generator: RAG-Sequence (Lewis et al. 2020, section 2.1).
+
+For a question q with target y, the n passages z with the highest inner product of their vector and the question's are
+retrieved, and both networks are trained on
+
+    loss = -log sum_z p(z|q) p(y|q,z),   p(z|q) = softmax_z(<E_Q(q), E_P(z)>),   p(y|q,z) = prod_t p(y_t|q,z,y_<t).
+
+The gradient with respect to a score is prior minus posterior: passages under which the generator finds the answer
+likely are pulled towards the question. Passage vectors stay as the index holds them (query-side training).
+
+What differs from the paper and from the published scripts: targets are shifted properly, the prior is added after the
+sum over tokens, the loss is divided by real target tokens over the whole step (or by answers), a passage that is too
+long gives way and never the question, and the search uses the question vector without dropout.
+
+build.py      configuration → data, networks, index, parameter groups
+objective.py  the loss of a micro-batch and the figures beside it
+validate.py   validation during training
+plan.py       what a run will take
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragtrain import loop, report
+from ragtrain.data import demo
+from ragtrain.models.export import save_rag
+from ragtrain.retrieve import Retriever
+from ragtrain.runs import RunFolder
+from ragtrain.train.rag.build import build, groups_of, read
+from ragtrain.train.rag.objective import loss_of
+from ragtrain.train.rag.plan import describe
+from ragtrain.train.rag.validate import evaluation_of
+
+if TYPE_CHECKING:
+    from ragtrain.config.commands import RagConfig
+
+log = logging.getLogger("ragtrain")
+
+
+@dataclasses.dataclass(frozen=True)
+class RagResult:
+    """A finished run; a dry run has a plan and nothing else."""
+
+    path: Path | None
+    plan: dict[str, Any]
+    steps: int = 0
+    loss: float | None = None
+    evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {**dataclasses.asdict(self), "path": None if self.path is None else str(self.path)}
+
+
+def run(config: RagConfig) -> RagResult:
+    """Train, and leave a run folder whose ``final_model`` loads with plain transformers.
+
+    Raises:
+        ConfigError: the parts do not fit together, or the output folder holds another run.
+        DataError: questions or index cannot be read.
+        NumericsError: the loss is not finite.
+        Interrupted: a signal arrived; the state was saved.
+    """
+    # 1. What to train on, and whether the output folder is free: before anything is built or written.
+    settings = config.model_dump(mode="json")
+    place: dict[str, Any] = {"overwrite": config.run.overwrite, "resume": config.loop.resume}
+    RunFolder.check(config.run.output_dir, "rag", settings, **place)
+    accelerator = loop.make_accelerator(config.loop)
+    with accelerator.main_process_first(), tempfile.TemporaryDirectory(prefix="ragtrain-") as scratch:
+        # A dry run of the demo needs the demo, and must leave nothing behind.
+        data = read(config, Path(scratch) if config.run.dry_run and not demo.FOLDER.exists() else demo.FOLDER)
+        parts = build(config, data)
+        plan = describe(config, data, parts)
+    report.panel("Plan", list(plan.items()))
+    if config.run.dry_run:
+        return RagResult(path=None, plan=plan)
+
+    # 2. The run folder explains itself from the first moment.
+    folder = RunFolder.create(config.run.output_dir, "rag", settings, **place)
+    report.add_log_file(folder.log_file)
+    folder.write_env(device=str(accelerator.device), seed=config.loop.seed)
+    folder.write_data(data.sources)
+
+    # 3. Train. What a step logs, saves and evaluates is the loop's; nothing else happens between two steps here.
+    retriever = Retriever.for_model(parts.index, parts.model, device=accelerator.device)
+    training = loop.Training(config.loop, config.optim, folder, config.run.trackers)
+    step = None
+    for step in loop.steps(  # noqa: B007 - the last one is reported
+        parts.model, loss_of(config, retriever), parts.train,
+        groups=groups_of(config, parts.model), training=training, accelerator=accelerator,
+        evaluate=evaluation_of(config, parts, retriever) if data.validation else None,
+    ):  # fmt: skip
+        pass
+
+    # 4. What others can load.
+    if accelerator.is_main_process:
+        save_rag(parts.model, folder.final_model)
+        log.info("final model in %s; next: ragtrain eval --model-dir %s", folder.final_model, folder.path)
+    accelerator.wait_for_everyone()
+    if step is None:  # the run was complete already
+        last = folder.read_metrics()[-1]
+        return RagResult(folder.path, plan, last["step"], last["loss"], dict(last.get("evaluation") or {}))
+    return RagResult(folder.path, plan, step.index, step.loss, dict(step.evaluation or {}))
