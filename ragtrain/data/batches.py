@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ragtrain.data.prompts import bare_ids
+from ragtrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +76,7 @@ class BatchSettings:
         normalize_by: whether a batch weighs its real target tokens or its questions.
         answer_choice: the first reference is the target, or one drawn anew each epoch.
         unscored_tokens: target tokens of each answer that the model only reads (its first, in style ``hf``).
+        causal: the generator is a causal language model, whose targets have no special token but the end token.
     """
 
     max_question_tokens: int = 64
@@ -85,6 +87,7 @@ class BatchSettings:
     normalize_by: Literal["token", "answer"] = "token"
     answer_choice: Literal["first", "random"] = "random"
     unscored_tokens: int = 0
+    causal: bool = False
 
 
 class QuestionSource:
@@ -109,7 +112,7 @@ class QuestionSource:
         self._pad = encoder_tokenizer.pad_token_id
         self._generator_questions = question_tokens(generator_tokenizer, texts)
         answers = [question.answers for question in questions]
-        self._targets = target_tokens(generator_tokenizer, answers, settings.max_target_tokens)
+        self._targets = target_tokens(generator_tokenizer, answers, settings.max_target_tokens, causal=settings.causal)
         self._lengths = np.asarray(
             [len(text) + max(map(len, targets)) for text, targets in zip(texts, self._targets, strict=True)]
         )
@@ -176,23 +179,36 @@ def target_tokens(
     tokenizer: Any,  # noqa: ANN401
     answers: Sequence[Sequence[str]],
     max_tokens: int,
+    *,
+    causal: bool = False,
 ) -> list[list[list[int]]]:
     """Return every answer's target tokens, end token included, cut to ``max_tokens``; empty answers are left out.
 
     Answers are written with a space before them, as they stand in a passage: a byte-level tokenizer then gives the
-    same pieces in both places, which is what copying needs. Special tokens are the tokenizer's own.
+    same pieces in both places, which is what copying needs. Special tokens are the tokenizer's own; of a causal
+    language model, whose answer goes on from its input, only the end token.
+
+    Raises:
+        ConfigError: a causal language model has no end token.
     """
     kept = [[answer.strip() for answer in references if answer.strip()] for references in answers]
     flat = [f" {answer}" for references in kept for answer in references]
     if not flat:
         return []
-    encoded: list[list[int]] = tokenizer(flat, verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    if causal and end is None:
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no end token, without which answers never end",
+            hint="set eos_token in its tokenizer_config.json",
+        )
+    encoded: list[list[int]] = (
+        [[*ids, end] for ids in bare_ids(tokenizer, flat)] if causal else tokenizer(flat, verbose=False)["input_ids"]
+    )
     cut = sum(len(ids) > max_tokens for ids in encoded)
     if cut:
         log.warning("%d of %d answers are longer than %d tokens (max_target_tokens) and are cut", cut, len(flat),
                     max_tokens)  # fmt: skip
     rows = iter(encoded)
-    end = tokenizer.eos_token_id
     return [[_cut(next(rows), max_tokens, end) for _ in references] for references in kept]
 
 

@@ -1,6 +1,13 @@
-"""What the generator reads: ``[bos] title / text // question [eos]``, put together from token ids.
+"""What the generator reads, put together from token ids.
 
-It is the string of transformers' ``RagRetriever.postprocess_docs`` (``title_sep`` " / ", ``doc_sep`` " // "). Both
+An encoder-decoder reads ``[bos] title / text // question [eos]``, a causal language model, padded on the left so that
+its answer follows immediately::
+
+    [bos] title / text
+    Question: question
+    Answer:
+
+The first is the string of transformers' ``RagRetriever.postprocess_docs`` (``title_sep`` " / ", ``doc_sep`` " // "). Both
 byte-level BPE and sentencepiece tokenizers cut at spaces before anything else, so that the pieces may be tokenised
 apart, each with the space before it, and joined: the ids are those of the whole string.
 
@@ -26,6 +33,7 @@ log = logging.getLogger("ragtrain")
 
 TITLE_SEPARATOR = " / "
 DOC_SEPARATOR = " //"
+CAUSAL_SEPARATOR, CAUSAL_END = "\nQuestion:", "\nAnswer:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Layout:
         end: special tokens after everything.
         pad: what rows are filled up with.
         leading_space: whether passages are tokenised with a space before them, because a prefix stands there.
+        pad_left: rows are filled up on the left.
     """
 
     start: tuple[int, ...]
@@ -47,6 +56,7 @@ class Layout:
     end: tuple[int, ...]
     pad: int
     leading_space: bool = False
+    pad_left: bool = False
 
     @property
     def n_fixed(self) -> int:
@@ -91,12 +101,13 @@ def passage_string(title: str, text: str) -> str:
     return joined.replace("  ", " ")
 
 
-def layout_for(tokenizer: Any, prefix: str = "") -> Layout:  # noqa: ANN401 - tokenizers have no common type
+def layout_for(tokenizer: Any, prefix: str = "", *, causal: bool = False) -> Layout:  # noqa: ANN401 - no common type
     """Return the layout of a generator's inputs.
 
     Args:
         tokenizer: the generator's tokenizer; special tokens are those which it puts around a text by itself.
         prefix: ``generator.config.prefix``, written before every passage (T5 checkpoints of transformers' RAG).
+        causal: the generator is a causal language model.
 
     Raises:
         ConfigError: the tokenizer has no padding token.
@@ -109,13 +120,16 @@ def layout_for(tokenizer: Any, prefix: str = "") -> Layout:  # noqa: ANN401 - to
     whole: list[int] = tokenizer("a")["input_ids"]
     bare = bare_ids(tokenizer, ["a"])[0]
     at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+    separator, end = (CAUSAL_SEPARATOR, CAUSAL_END) if causal else (DOC_SEPARATOR, "")
     layout = Layout(
         start=tuple(whole[:at]),
         prefix=tuple(bare_ids(tokenizer, [prefix.rstrip()])[0]) if prefix.strip() else (),
-        separator=tuple(bare_ids(tokenizer, [DOC_SEPARATOR])[0]),
-        end=tuple(whole[at + len(bare) :]),
+        separator=tuple(bare_ids(tokenizer, [separator])[0]),
+        # What a causal model's tokenizer puts at the end of a text would end the text before the answer.
+        end=tuple(bare_ids(tokenizer, [end])[0]) if causal else tuple(whole[at + len(bare) :]),
         pad=int(tokenizer.pad_token_id),
         leading_space=bool(prefix.strip()) and prefix[-1].isspace(),
+        pad_left=causal,
     )
     _warn_if_inexact(tokenizer, prefix, layout)
     return layout
@@ -139,8 +153,9 @@ def _warn_if_inexact(tokenizer: Any, prefix: str, layout: Layout) -> None:  # no
     pieces = [np.asarray(ids) for ids in bare_ids(tokenizer, [passage, " " + question])]
     ids, _ = assemble(pieces[:1], pieces[1:], layout, 512, cuts=Cuts())
     start = f"{prefix.strip()}{' ' if layout.leading_space else ''}"
-    whole = tokenizer(f"{start}{title}{TITLE_SEPARATOR}{text}{DOC_SEPARATOR} {question}")["input_ids"]
-    if ids[0].tolist() != whole:
+    separator, end = (CAUSAL_SEPARATOR, CAUSAL_END) if layout.pad_left else (DOC_SEPARATOR, "")
+    whole = tokenizer(f"{start}{title}{TITLE_SEPARATOR}{text}{separator} {question}{end}")["input_ids"]
+    if ids[0].tolist() != whole[: len(ids[0])] or (len(whole) > len(ids[0]) and not layout.pad_left):
         log.warning(
             "the tokenizer %r does not cut texts at spaces: generator inputs differ slightly from those of the whole "
             "string",
@@ -156,7 +171,7 @@ def assemble(
     *,
     cuts: Cuts = CUTS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the generator's input ids and attention mask, padded on the right to the longest of the batch.
+    """Return the generator's input ids and attention mask, padded to the longest of the batch.
 
     Args:
         passage_tokens: (rows) arrays of ``title / text`` tokens (``TokenStore.gather``); an empty one is no passage.
@@ -202,7 +217,13 @@ def assemble(
     repeated = [tokens for tokens in question_tokens for _ in range(n_docs)]
     ids[(column >= question_start) & (column < question_end)] = _joined(repeated, n_question)
     ids[(column >= question_end) & (column < input_end)] = np.tile(layout.end, rows)
-    return ids, (column < input_end).astype(np.int64)
+    mask = column < input_end
+    if layout.pad_left:
+        # Filled row by row again: the same tokens, from the other end.
+        left = np.full_like(ids, layout.pad)
+        left[mask[:, ::-1]] = ids[mask]
+        return left, mask[:, ::-1].astype(np.int64)
+    return ids, mask.astype(np.int64)
 
 
 def _joined(tokens: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The RAG model: a question encoder, a generator, and the likelihood of a target under each retrieved passage."""
+"""The RAG model: a retriever, a generator, and the likelihood of a target under each retrieved passage."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationConfig
 
-from ragtrain.errors import ConfigError, DataError
+from ragtrain.errors import ConfigError
 from ragtrain.models.encoder import evaluating
-from ragtrain.models.folders import load_tokenizer, load_weights, local_folder
+from ragtrain.models.readers import IGNORED, Seq2SeqReader, fuse, load_generator, reader_for
+from ragtrain.models.retrieved import Pool, Retrieved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ragtrain.models.encoder import TextEncoder
 
+__all__ = ["IGNORED", "Pool", "RagModel", "RagOutput", "RagSettings", "Retrieved", "doc_scores", "load_generator"]
+
 TargetStyle = Literal["shift-right", "hf"]
-IGNORED = -100
-#: Generators whose decoder and head are known: transformers' model types.
-GENERATORS = ("bart", "t5", "mt5")
+Likelihood = Literal["sequence", "token", "fid"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,8 @@ class RagSettings:
         max_target_tokens: longest answer, end token included.
         score_temperature: what inner products are divided by before they become a prior. Cosines need one well below
             1: their softmax is flat, and a flat prior teaches the retriever next to nothing.
+        likelihood: what an answer's likelihood is: marginalised over passages as a whole (``sequence``) or token by
+            token (``token``), or read from all passages at once (``fid``).
         title_sep: between title and text of a passage.
         doc_sep: between passage and question.
     """
@@ -50,27 +53,9 @@ class RagSettings:
     max_question_tokens: int = 64
     max_target_tokens: int = 32
     score_temperature: float = 1.0
+    likelihood: Likelihood = "sequence"
     title_sep: str = " / "
     doc_sep: str = " // "
-
-
-@dataclasses.dataclass(frozen=True)
-class Retrieved:
-    """Passages found for a batch of questions, assembled with them into generator inputs.
-
-    Attributes:
-        vectors: (batch, n_docs, dim) float32, the passages' vectors in the index.
-        mask: (batch, n_docs) bool, False where fewer passages were found.
-        ids: (batch, n_docs) int64 positions in the index, -1 where ``mask`` is False.
-        input_ids: (batch * n_docs, tokens) generator inputs, the passages of one question after each other.
-        attention_mask: (batch * n_docs, tokens), 1 where there is a token.
-    """
-
-    vectors: Tensor
-    mask: Tensor
-    ids: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,32 +63,53 @@ class RagOutput:
     """Likelihoods and scores, from which every objective is made.
 
     Attributes:
-        loglik: (batch, n_docs) float32 log p(y|q,z), summed over real target tokens.
+        token_loglik: (batch, n_docs, target tokens) float32 log p(y_t|q,z,y_<t), 0 where no token is scored. Without a
+            gradient where passages are read all at once, and of no tokens where it was not asked for.
         smooth: (batch, n_docs) float32 log-probabilities summed over real positions and the vocabulary, if asked for.
+        fused_loglik: (batch, target tokens) float32, of a reader of all passages at once; else None.
         scores: (batch, n_docs) float32 inner products of question and passage vectors over the temperature.
         retrieved: what was retrieved.
-        target_tokens: (batch,) real target tokens that were scored.
+        target_mask: (batch, target tokens) bool, True where a token is scored.
         prior_counts: (batch,) bool for ``ragtrain.losses.rag_sequence``; None where every prior counts.
         vocab_size: entries of the generator's vocabulary.
+        query: (batch, dim) float32 question vectors.
+        pool_vectors: (m, dim) float32 vectors of ``retrieved.pool``, if there is one: fresh ones where its encoder is
+            trained.
     """
 
-    loglik: Tensor
+    token_loglik: Tensor
     smooth: Tensor | None
+    fused_loglik: Tensor | None
     scores: Tensor
     retrieved: Retrieved
-    target_tokens: Tensor
+    target_mask: Tensor
     prior_counts: Tensor | None
     vocab_size: int
+    query: Tensor
+    pool_vectors: Tensor | None = None
+
+    @property
+    def loglik(self) -> Tensor:
+        """(batch, n_docs) float32 log p(y|q,z), summed over real target tokens."""
+        return summed(self.token_loglik)
+
+    @property
+    def target_tokens(self) -> Tensor:
+        """(batch,) real target tokens that were scored."""
+        return self.target_mask.sum(1)
 
 
 class RagModel(nn.Module):
     """Question encoder and generator, trained through the passages that an index returns.
 
     Attributes:
-        question_encoder: the question tower; passage vectors are the index's.
-        generator: a BART or T5 for conditional generation.
+        question_encoder: the question tower.
+        passage_encoder: the passage tower, where it is trained; else passage vectors are the index's.
+        generator: a BART or T5, or a causal language model.
         generator_tokenizer: its tokenizer.
+        reader: how the generator reads.
         settings: what is saved with the model.
+        doc_chunk: passages of each question whose activations are held at a time; None for all.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class RagModel(nn.Module):
         generator_tokenizer: PreTrainedTokenizerBase,
         settings: RagSettings | None = None,
         *,
+        passage_encoder: TextEncoder | None = None,
         train_question_encoder: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -123,40 +130,47 @@ class RagModel(nn.Module):
         weights would answer differently here and there.
 
         Raises:
-            ConfigError: the generator is neither a BART nor a T5.
+            ConfigError: the generator is of no known kind, or cannot read all passages at once.
         """
         super().__init__()
         config = generator.config
-        if config.model_type not in GENERATORS:
-            raise ConfigError(
-                f"generator is a {config.model_type} model; expected one of {', '.join(GENERATORS)}",
-                hint="Choose a BART or T5 model with --generator.",
-            )
-        self.question_encoder = question_encoder
+        self.reader = reader_for(generator)
+        self.question_encoder, self.passage_encoder = question_encoder, passage_encoder
         self.generator = generator
         self.generator_tokenizer = generator_tokenizer
         self.settings = settings or RagSettings()
+        if self.reader.causal and self.settings.likelihood == "fid":
+            raise ConfigError(
+                f"a {config.model_type} model has no encoder whose passages could be fused",
+                hint="Take a BART or T5 generator for --reader fid, or leave --reader out.",
+            )
+        self.doc_chunk: int | None = None
         self.train_question_encoder = train_question_encoder
-        self.question_encoder.requires_grad_(train_question_encoder)
+        if not train_question_encoder:
+            self.question_encoder.requires_grad_(False)
         self._noisy_encoder = _has_dropout(question_encoder)
         self.generator.generation_config = GenerationConfig.from_model_config(config)
+        if self.reader.causal:
+            self.generator.generation_config.pad_token_id = generator_tokenizer.pad_token_id
         if gradient_checkpointing:
             # Renamed within transformers 5; the first argument is the same.
             enable = getattr(generator, "activation_checkpointing_enable", generator.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
-        self.pad_token_id: int = config.pad_token_id
+        pad = generator_tokenizer.pad_token_id if self.reader.causal else config.pad_token_id
+        self.pad_token_id = cast("int", pad)
         self.decoder_start_token_id: int = _start_token(config)
 
     @property
     def vocab_size(self) -> int:
         """Entries of the generator's vocabulary."""
-        return cast("int", self._part("lm_head").out_features)
+        return self.reader.vocab_size
 
     def train(self, mode: bool = True) -> RagModel:
-        """Set training mode; a frozen question encoder stays without dropout."""
+        """Set training mode; a network without anything to train stays without dropout."""
         super().train(mode)
-        if not self.train_question_encoder:
-            self.question_encoder.eval()
+        for part in (self.question_encoder, self.generator):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
         return self
 
     def forward(
@@ -167,6 +181,7 @@ class RagModel(nn.Module):
         retrieve: Callable[[Tensor], Retrieved],
         *,
         with_smooth: bool = False,
+        with_documents: bool = True,
     ) -> RagOutput:
         """Retrieve, and return the log-likelihood of each target under each passage found.
 
@@ -177,28 +192,30 @@ class RagModel(nn.Module):
             question_ids: (batch, question tokens) of the question encoder's tokenizer.
             question_mask: (batch, question tokens).
             targets: (batch, target tokens) of the generator's tokenizer with its special tokens, padded with -100
-                (the pad token is ignored too).
+                (of an encoder-decoder, the pad token is ignored too).
             retrieve: (batch, dim) float32 question vectors to passages. Rows of missing passages may hold anything.
             with_smooth: also return what label smoothing needs.
+            with_documents: where passages are read all at once, also return the likelihood under each alone.
         """
         query, retrieved = self.retrieve(question_ids, question_mask, retrieve)
         decoder_input_ids, labels, prior_counts = self.decoder_inputs(targets)
-        n_docs = retrieved.vectors.shape[1]
-        loglik, smooth = self.target_loglik(
-            self.encode(retrieved.input_ids, retrieved.attention_mask),
-            retrieved.attention_mask,
-            decoder_input_ids.repeat_interleave(n_docs, dim=0),
-            labels.repeat_interleave(n_docs, dim=0),
-            with_smooth=with_smooth,
+        vectors, pool_vectors = self._passage_vectors(retrieved)
+        token_loglik, smooth, fused = (
+            self._read_fused(retrieved, decoder_input_ids, labels, with_documents=with_documents)
+            if self.settings.likelihood == "fid"
+            else self._read_each(retrieved, decoder_input_ids, labels, with_smooth=with_smooth)
         )
         return RagOutput(
-            loglik=loglik.view(-1, n_docs),
-            smooth=None if smooth is None else smooth.view(-1, n_docs),
-            scores=self.scores(query, retrieved),
+            token_loglik=token_loglik,
+            smooth=smooth,
+            fused_loglik=fused,
+            scores=doc_scores(query, vectors) / self.settings.score_temperature,
             retrieved=retrieved,
-            target_tokens=(labels != IGNORED).sum(1),
+            target_mask=labels != IGNORED,
             prior_counts=prior_counts,
             vocab_size=self.vocab_size,
+            query=query,
+            pool_vectors=pool_vectors,
         )
 
     def retrieve(
@@ -214,19 +231,100 @@ class RagModel(nn.Module):
         return query, retrieve(search)
 
     def scores(self, query: Tensor, retrieved: Retrieved) -> Tensor:
-        """Return (batch, n_docs) float32 scores, whose softmax is the prior."""
+        """Return (batch, n_docs) float32 scores with the index's vectors, whose softmax is the prior."""
         return doc_scores(query, retrieved.vectors) / self.settings.score_temperature
+
+    def _passage_vectors(self, retrieved: Retrieved) -> tuple[Tensor, Tensor | None]:
+        """Return (batch, n_docs, dim) vectors of what was retrieved and (m, dim) of the pool, fresh where trained."""
+        pool = retrieved.pool
+        if pool is None:
+            return retrieved.vectors, None
+        if pool.inputs is None or self.passage_encoder is None:
+            return retrieved.vectors, pool.vectors
+        fresh = self.passage_encoder(**pool.inputs)
+        return fresh[pool.place], fresh
+
+    def _read_each(
+        self, retrieved: Retrieved, decoder_input_ids: Tensor, labels: Tensor, *, with_smooth: bool
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Read every passage with its question by itself.
+
+        With ``doc_chunk``, rows are read in portions of neighbouring length whose activations are thrown away and made
+        anew, with the same dropout, when their gradient is due: the gradient is exact, the memory that of a portion.
+        """
+        batch, n_docs = retrieved.ids.shape
+        owner = torch.arange(batch, device=labels.device).repeat_interleave(n_docs)
+
+        def read(rows: Tensor) -> tuple[Tensor, Tensor]:
+            ids, mask = self.reader.trim(retrieved.input_ids[rows], retrieved.attention_mask[rows])
+            mine = owner[rows]
+            return self.reader.read(ids, mask, decoder_input_ids[mine], labels[mine], with_smooth=with_smooth)
+
+        token, smooth = self._in_chunks(read, retrieved.attention_mask, batch)
+        return (
+            token.view(batch, n_docs, -1),
+            smooth.view(batch, n_docs, -1).sum(-1) if with_smooth else None,
+            None,
+        )
+
+    def _read_fused(
+        self, retrieved: Retrieved, decoder_input_ids: Tensor, labels: Tensor, *, with_documents: bool
+    ) -> tuple[Tensor, None, Tensor]:
+        """Read all passages of a question at once; each of them alone without gradient and dropout."""
+        reader = cast("Seq2SeqReader", self.reader)
+        batch, n_docs = retrieved.ids.shape
+        # An input without passage still holds the question; fused, it would be read as one more passage.
+        mask = retrieved.attention_mask * retrieved.mask.reshape(-1, 1)
+        states = self._encode_in_chunks(reader, retrieved, batch)
+        fused, fused_mask = fuse(states, mask, n_docs)
+        loglik, _ = reader.token_loglik(fused, fused_mask, decoder_input_ids, labels)
+        if not with_documents:
+            return loglik.new_zeros((batch, n_docs, 0)), None, loglik
+        with evaluating(self.generator):
+            alone, _ = reader.token_loglik(
+                states.detach(),
+                mask,
+                decoder_input_ids.repeat_interleave(n_docs, dim=0),
+                labels.repeat_interleave(n_docs, dim=0),
+            )
+        return alone.view(batch, n_docs, -1), None, loglik
+
+    def _in_chunks(
+        self, read: Callable[[Tensor], tuple[Tensor, Tensor]], mask: Tensor, batch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return what ``read`` gives for all rows (rows of ``mask``), portion by portion where that was asked for."""
+        everything = torch.arange(len(mask), device=mask.device)
+        if self.doc_chunk is None:
+            return read(everything)
+        order = mask.sum(1).argsort(descending=True, stable=True)
+        portions = torch.split(order, batch * self.doc_chunk)
+        token, smooth = zip(*(checkpoint(read, rows, use_reentrant=False) for rows in portions), strict=True)
+        back = torch.empty_like(order)
+        back[order] = everything
+        return torch.cat(token)[back], torch.cat(smooth)[back]
+
+    def _encode_in_chunks(self, reader: Seq2SeqReader, retrieved: Retrieved, batch: int) -> Tensor:
+        if self.doc_chunk is None:
+            return reader.encode(retrieved.input_ids, retrieved.attention_mask)
+        pairs = zip(
+            torch.split(retrieved.input_ids, batch * self.doc_chunk),
+            torch.split(retrieved.attention_mask, batch * self.doc_chunk),
+            strict=True,
+        )
+        return torch.cat([checkpoint(reader.encode, *pair, use_reentrant=False) for pair in pairs])
 
     def decoder_inputs(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what the decoder reads, what it is to predict (-100: nothing), and whose prior counts.
 
         Args:
-            targets: (batch, target tokens), padded with -100 or the pad token.
+            targets: (batch, target tokens), padded with -100, or of an encoder-decoder with the pad token.
 
         Returns:
             (batch, target tokens) decoder inputs, (batch, target tokens) labels, and for style ``hf`` a (batch,)
             bool that is False where transformers loses the prior: targets of a single predicted token.
         """
+        if self.reader.causal:  # its pad token may be its end token, which is to be predicted
+            return targets.masked_fill(targets == IGNORED, self.pad_token_id), targets, None
         real = targets.masked_fill(targets == self.pad_token_id, IGNORED)
         filled = real.masked_fill(real == IGNORED, self.pad_token_id)
         if self.settings.target_style == "hf":
@@ -237,58 +335,20 @@ class RagModel(nn.Module):
         return torch.cat([start, filled[:, :-1]], dim=1), real, None
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the generator encoder's states (rows, tokens, width) of (rows, tokens) inputs."""
-        mask = _never_empty(attention_mask)
-        return cast("Tensor", self._part("encoder")(input_ids=input_ids, attention_mask=mask).last_hidden_state)
+        """Return the states (rows, tokens, width) that the encoder of an encoder-decoder makes of its inputs."""
+        return cast("Seq2SeqReader", self.reader).encode(input_ids, attention_mask)
 
     def target_loglik(
-        self,
-        states: Tensor,
-        attention_mask: Tensor,
-        decoder_input_ids: Tensor,
-        labels: Tensor,
-        *,
-        with_smooth: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return log p(labels | inputs) of each row, float32.
+        self, states: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Return log p(labels | inputs) of each row of an encoder-decoder, (rows,) float32; see ``token_loglik``."""
+        reader = cast("Seq2SeqReader", self.reader)
+        return summed(reader.token_loglik(states, attention_mask, decoder_input_ids, labels)[0])
 
-        Only positions with a label meet the language-model head.
 
-        Args:
-            states: (rows, tokens, width) encoder states.
-            attention_mask: (rows, tokens).
-            decoder_input_ids: (rows, target tokens).
-            labels: (rows, target tokens), -100 where nothing is to be predicted.
-            with_smooth: also return the sum of log-probabilities over positions and the whole vocabulary.
-
-        Returns:
-            (rows,) sums over target tokens, and the smoothing sums or None.
-        """
-        hidden = self._part("decoder")(
-            input_ids=decoder_input_ids,
-            encoder_hidden_states=states,
-            encoder_attention_mask=_never_empty(attention_mask),
-            use_cache=False,
-        ).last_hidden_state
-        keep = labels != IGNORED
-        logits = self._head(hidden[keep]).float()
-        token_loglik = -nn.functional.cross_entropy(logits, labels[keep], reduction="none")
-        loglik = _spread(token_loglik, keep)
-        return loglik, _spread(torch.log_softmax(logits, dim=-1).sum(-1), keep) if with_smooth else None
-
-    def _head(self, hidden: Tensor) -> Tensor:
-        """Return logits (positions, vocabulary) of decoder states, exactly as the generator makes them."""
-        config = self.generator.config
-        if config.model_type == "bart":
-            return cast("Tensor", self.generator.lm_head(hidden) + self.generator.final_logits_bias)
-        # A T5 of the first version ties its head to the embeddings and scales for it; version 1.1 does neither.
-        if getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
-            hidden = hidden * config.d_model**-0.5
-        return cast("Tensor", self.generator.lm_head(hidden))
-
-    def _part(self, name: Literal["encoder", "decoder", "lm_head"]) -> Any:  # noqa: ANN401 - a transformers module
-        bart = self.generator.config.model_type == "bart" and name != "lm_head"
-        return getattr(self.generator.model if bart else self.generator, name)
+def summed(token_loglik: Tensor) -> Tensor:
+    """Return log-likelihoods (...) of whole targets: sums over (..., target tokens), never means."""
+    return token_loglik.sum(-1)
 
 
 def doc_scores(query: Tensor, vectors: Tensor) -> Tensor:
@@ -300,47 +360,13 @@ def doc_scores(query: Tensor, vectors: Tensor) -> Tensor:
         return torch.bmm(vectors.float(), query.float().unsqueeze(-1)).squeeze(-1)
 
 
-def load_generator(name_or_path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a BART or T5 generator and its tokenizer from a folder or the hub, float32.
-
-    Raises:
-        ConfigError: there is no such model, or it is of another kind.
-        DataError: weights or tokenizer are missing or cannot be read safely.
-    """
-    folder = local_folder(name_or_path, kind="generator")
-    name = str(name_or_path)
-    try:
-        kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
-    except (OSError, ValueError) as error:
-        raise DataError(f"not a model of transformers' own: {error}", path=name) from error
-    if kind not in GENERATORS:
-        raise ConfigError(
-            f"generator {name!r} is a {kind} model; expected one of {', '.join(GENERATORS)}",
-            hint="Choose a BART or T5 model with --generator.",
-        )
-    return load_weights(AutoModelForSeq2SeqLM, folder, name), load_tokenizer(folder, name)
-
-
 def _start_token(config: Any) -> int:  # noqa: ANN401 - any transformers configuration
     start = getattr(config, "decoder_start_token_id", None)
     if start is None:
-        # T5 starts at its pad token; its configuration class no longer has a field that says so.
+        # T5 starts at its pad token; its configuration class no longer has a field that says so. A causal language
+        # model has no start: it goes on from its input.
         start = config.pad_token_id
-    return cast("int", start)
-
-
-def _spread(values: Tensor, keep: Tensor) -> Tensor:
-    """Sum values of the kept positions over each row: (kept,) and (rows, positions) to (rows,)."""
-    table = values.new_zeros(keep.shape)
-    table[keep] = values
-    return table.sum(1)
-
-
-def _never_empty(attention_mask: Tensor) -> Tensor:
-    """Let a row without any token see its first position: attention over nothing is NaN, even in the gradient."""
-    empty = attention_mask.sum(1, keepdim=True) == 0
-    first = torch.arange(attention_mask.shape[1], device=attention_mask.device) == 0
-    return attention_mask.masked_fill(empty & first, 1)
+    return -1 if start is None else int(start)
 
 
 def _has_dropout(encoder: TextEncoder) -> bool:
