@@ -2,7 +2,8 @@
 
 The product only proposes candidates: their scores are computed again in float64 from the stored vectors and rounded
 to float32, so that neither the batch a question stands in, nor the block size, nor the device, nor half precision
-changes a result. Equal scores are ordered by position.
+changes a result. Equal scores are ordered by position. On CPUs with eight-bit units the product is one of whole
+numbers (``ragtrain.index.coarse``), elsewhere one in float32.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor
 
 from ragtrain.errors import IndexMismatchError, NumericsError
+from ragtrain.index import coarse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 log = logging.getLogger("ragtrain")
 
@@ -52,8 +54,8 @@ class Hits:
 class Searcher:
     """Exact search over a matrix of vectors, by inner product (``cosine``: of unit vectors).
 
-    On the CPU the matrix is held in float32, on a GPU in its stored precision; where it does not fit, blocks of it
-    are read from the file for every search. A searcher keeps no state between searches.
+    The matrix is held in its stored precision, or in float32 on a CPU without eight-bit units; where it does not fit,
+    blocks of it are read from the file for every search. A searcher keeps no state between searches.
     """
 
     def __init__(
@@ -80,25 +82,82 @@ class Searcher:
         self._place = self.device if self.device.type == "cuda" else torch.device("cpu")
         self._stored = vectors
         self._max_norm = longest(vectors) if max_norm is None else max_norm
-        half = self._place.type == "cuda" and vectors.dtype == np.float16
-        self._dtype = torch.float16 if half else torch.float32
-        self._wide = half and _has_wide_product(self._place)
+        half = vectors.dtype == np.float16
+        self._wide = half and self._place.type == "cuda" and _has_wide_product(self._place)
+        self._eight_bits = self._place.type == "cpu" and self.count >= coarse.FROM and coarse.available()
+        self._dtype = torch.float16 if half and (self._place.type == "cuda" or self._eight_bits) else torch.float32
         self._resident: Tensor | None = None
+        self._coarse: coarse.Coarse | None = None
         self._load(memory_bytes)
 
     def _load(self, memory_bytes: int | None) -> None:
-        needed = self.count * self.dim * self._dtype.itemsize
+        copy = self.count * self.dim if self._eight_bits else 0
+        needed = self.count * self.dim * self._dtype.itemsize + copy
         budget = _free_bytes(self._place) if memory_bytes is None else memory_bytes
-        if needed > budget:
+        if needed <= budget:
+            resident = torch.empty((self.count, self.dim), dtype=self._dtype, device=self._place)
+            for start, rows in self._read_blocks(max(1, SCORES // self.dim)):
+                resident[start : start + len(rows)] = rows
+            self._resident = resident
+        else:
+            held = ", in which an eight-bit copy finds the candidates" if 0 < copy <= budget else ""
             log.warning(
-                "the vectors take %.1f GiB on %s where %.1f GiB may be used: every search reads them from the file",
-                needed / 2**30, self._place, budget / 2**30,
+                "the vectors take %.1f GiB on %s where %.1f GiB may be used: every search reads them from the file%s",
+                needed / 2**30, self._place, budget / 2**30, held,
             )  # fmt: skip
-            return
-        resident = torch.empty((self.count, self.dim), dtype=self._dtype, device=self._place)
-        for start, rows in self._read_blocks(max(1, SCORES // self.dim)):
-            resident[start : start + len(rows)] = rows
-        self._resident = resident
+        if 0 < copy <= budget:
+            self._round()
+
+    def _round(self) -> None:
+        step = max(1, self.count // coarse.MEAN_OF)
+        mean = torch.from_numpy(np.asarray(self._stored[::step], dtype=np.float32)).mean(0)
+        blocks = (rows.float() for _, rows in self._blocks(coarse.ROUNDED))
+        rounded = coarse.Coarse(blocks, mean, self.count)
+        self._coarse = rounded if rounded.usable else None
+
+    def replace(self, vectors: np.ndarray | Tensor) -> None:
+        """Put new vectors in place of the ones held, in their precision; those in the file stay what they are.
+
+        Args:
+            vectors: (count, dim) of the same passages, in any floating type; with ``cosine`` of any length.
+
+        Raises:
+            IndexMismatchError: their shape is another.
+            NumericsError: one of them is not finite in the precision in which they are held.
+        """
+        if tuple(vectors.shape) != (self.count, self.dim):
+            raise IndexMismatchError(
+                f"new vectors have shape {tuple(vectors.shape)} where {(self.count, self.dim)} are held",
+                hint="encode every passage of the index again, with an encoder of the same dimension",
+            )
+        stored = np.float16 if self._stored.dtype == np.float16 else np.float32
+        # Aside first: a vector that cannot be held leaves everything as it was.
+        fresh = np.empty((self.count, self.dim), dtype=stored)
+        self._max_norm, before = 0.0, self._max_norm
+        rows = max(1, SCORES // self.dim)
+        for start in range(0, self.count, rows):
+            block = torch.as_tensor(vectors[start : start + rows]).detach().to("cpu", torch.float32)
+            if self.metric == "cosine":
+                block = torch.nn.functional.normalize(block, dim=1)
+            with np.errstate(over="ignore"):
+                fresh[start : start + rows] = block.numpy().astype(stored)
+            bad = np.flatnonzero(~np.isfinite(fresh[start : start + rows]).all(axis=1))
+            if len(bad):
+                self._max_norm = before
+                raise NumericsError(
+                    f"the new vector of passage number {start + int(bad[0])} is not finite in {stored.__name__}"
+                )
+        self._max_norm = longest(fresh)
+        self._stored = fresh
+        if self._resident is not None:
+            fits = self._place.type == "cpu" and self._dtype == torch.from_numpy(fresh[:0]).dtype
+            if fits:
+                self._resident = torch.from_numpy(fresh)
+            else:
+                for start, block in self._read_blocks(rows):
+                    self._resident[start : start + rows] = block
+        if self._coarse is not None:
+            self._round()
 
     def _read_blocks(self, rows: int) -> Iterator[tuple[int, Tensor]]:
         numbers = np.float16 if self._dtype == torch.float16 else np.float32
@@ -109,6 +168,8 @@ class Searcher:
         if self._resident is None:
             yield from self._read_blocks(min(rows, max(1, SCORES // self.dim)))
             return
+        if self._dtype == torch.float16 and not self._wide:  # multiplied in float32, a part at a time
+            rows = min(rows, max(1, SCORES // self.dim))
         for start in range(0, self.count, rows):
             yield start, self._resident[start : start + rows]
 
@@ -124,6 +185,18 @@ class Searcher:
             IndexMismatchError: the questions have another dimension than the index.
             NumericsError: a question vector is not finite.
         """
+        queries = self._checked(queries)
+        batch, k = len(queries), min(n_docs, self.count)
+        ids = torch.full((batch, n_docs), -1, dtype=torch.int64, device=self._place)
+        scores = torch.full((batch, n_docs), -math.inf, device=self._place)
+        with torch.autocast(self._place.type, enabled=False), _full_precision():
+            for start in range(0, batch, QUERIES):
+                part = slice(start, min(start + QUERIES, batch))
+                scores[part, :k], ids[part, :k] = self._best(queries[part], k)
+        return Hits(ids.to(self.device), scores.to(self.device), (ids >= 0).to(self.device))
+
+    def _checked(self, queries: Tensor) -> Tensor:
+        """Return question vectors as they are searched with: finite float32, of unit length with ``cosine``."""
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise IndexMismatchError(
                 f"question vectors have shape {tuple(queries.shape)} where the index holds {self.dim} dimensions",
@@ -136,26 +209,37 @@ class Searcher:
             raise NumericsError(f"the question vectors in rows {rows[:10]} of the batch are not finite")
         if self.metric == "cosine":
             queries = torch.nn.functional.normalize(queries, dim=1)
-        batch, k = len(queries), min(n_docs, self.count)
-        ids = torch.full((batch, n_docs), -1, dtype=torch.int64, device=self._place)
-        scores = torch.full((batch, n_docs), -math.inf, device=self._place)
-        with torch.autocast(self._place.type, enabled=False), _full_precision():
-            for start in range(0, batch, QUERIES):
-                part = slice(start, min(start + QUERIES, batch))
-                scores[part, :k], ids[part, :k] = self._best(queries[part], k)
-        return Hits(ids.to(self.device), scores.to(self.device), (ids >= 0).to(self.device))
+        return queries
 
     def vectors(self, ids: Tensor) -> Tensor:
         """Return (…, dim) float32 stored vectors of the passages at ``ids`` (…), zero where an id is negative."""
         wanted = ids.to(self._place)
-        if self._resident is not None:
-            rows = self._resident[wanted.clamp(min=0)].float()
-        else:
-            # Sorted, so that a large file is read forwards and each row once.
-            unique, inverse = np.unique(wanted.clamp(min=0).cpu().numpy(), return_inverse=True)
-            gathered = np.array(self._stored[unique], dtype=np.float32)
-            rows = torch.from_numpy(gathered[inverse.reshape(wanted.shape)]).to(self._place)
+        rows = self._rows(wanted.clamp(min=0)).float()
         return rows.masked_fill((wanted < 0).unsqueeze(-1), 0.0).to(self.device)
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """Return (…, dim) vectors at ids (…), none negative, in the precision in which they are at hand."""
+        if self._resident is not None:
+            return self._resident[ids]
+        # Sorted, so that a large file is read forwards and each row once.
+        unique, inverse = np.unique(ids.cpu().numpy(), return_inverse=True)
+        gathered = np.array(self._stored[unique], dtype=np.float32)
+        return torch.from_numpy(gathered[inverse.reshape(ids.shape)]).to(self._place)
+
+    @torch.no_grad()
+    def score(self, queries: Tensor, ids: Tensor) -> Tensor:
+        """Return (batch, width) float32 scores of the passages at ``ids``, -inf where an id is negative.
+
+        They are what ``search`` gives the same passages, to the bit.
+
+        Args:
+            queries: (batch, dim) question vectors, on any device.
+            ids: (batch, width) int64 positions of passages.
+        """
+        queries = self._checked(queries)
+        wanted = ids.to(self._place)
+        scores = exact_scores(queries, self._rows, wanted.clamp(min=0))
+        return scores.masked_fill(wanted < 0, -math.inf).to(self.device)
 
     def _slack(self, queries: Tensor) -> Tensor:
         """Return (batch,) differences below which a product in float32 cannot tell two scores apart."""
@@ -165,6 +249,16 @@ class Searcher:
 
     def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return (batch, k) scores and ids, by falling score, then rising id."""
+        if self._coarse is None or not self._coarse.takes(k):
+            return self._by_product(queries, k)
+        scores, ids, left = self._coarse.best(
+            queries, k, self._slack(queries), lambda rows, near: exact_scores(rows, self._rows, near)
+        )
+        if bool(left.any()):
+            scores[left], ids[left] = self._by_product(queries[left], k)
+        return scores, ids
+
+    def _by_product(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         rows = max(k + MARGIN, SCORES // len(queries))
         slack = self._slack(queries)
         best: tuple[Tensor, Tensor] | None = None
@@ -180,18 +274,17 @@ class Searcher:
         return best
 
     def _best_of_block(self, queries: Tensor, block: Tensor, k: int, slack: Tensor) -> tuple[Tensor, Tensor]:
-        coarse = self._product(queries, block)
+        product = self._product(queries, block)
         width, k = min(k + MARGIN, len(block)), min(k, len(block))
-        values, ids = coarse.topk(width, dim=1)
+        values, ids = product.topk(width, dim=1)
         ids = ids.sort(dim=1).values
-        scores, ids = first(exact_scores(queries, block, ids), ids, k)
+        scores, ids = first(exact_scores(queries, block.__getitem__, ids), ids, k)
         if width < len(block):
             unsure = values[:, k - 1] - values[:, -1] <= slack
             for row in torch.nonzero(unsure).flatten().tolist():
-                near = torch.nonzero(coarse[row] >= values[row, k - 1] - slack[row]).T
-                scores[row], ids[row] = (
-                    x[0] for x in first(exact_scores(queries[row : row + 1], block, near), near, k)
-                )
+                near = torch.nonzero(product[row] >= values[row, k - 1] - slack[row]).T
+                again = exact_scores(queries[row : row + 1], block.__getitem__, near)
+                scores[row], ids[row] = (x[0] for x in first(again, near, k))
         return scores, ids
 
     def _product(self, queries: Tensor, block: Tensor) -> Tensor:
@@ -210,16 +303,22 @@ class Searcher:
         return product
 
 
-def exact_scores(queries: Tensor, block: Tensor, ids: Tensor) -> Tensor:
-    """Return (batch, width) inner products of each query with its rows ``ids`` of the block, summed in float64."""
+def exact_scores(queries: Tensor, rows_at: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+    """Return (batch, width) inner products of each query with the vectors at ``ids``, summed in float64.
+
+    Args:
+        queries: (batch, dim) float32.
+        rows_at: vectors (…, dim) at ids (…).
+        ids: (batch, width).
+    """
     batch, width = ids.shape
     scores = torch.empty((batch, width), device=queries.device)
-    columns = max(1, min(width, RESCORED // block.shape[1]))
-    lines = max(1, RESCORED // (block.shape[1] * columns))
+    columns = max(1, min(width, RESCORED // queries.shape[1]))
+    lines = max(1, RESCORED // (queries.shape[1] * columns))
     for row in range(0, batch, lines):
         wide = queries[row : row + lines].double().unsqueeze(1)
         for column in range(0, width, columns):
-            chosen = block[ids[row : row + lines, column : column + columns]].double()
+            chosen = rows_at(ids[row : row + lines, column : column + columns]).double()
             scores[row : row + lines, column : column + columns] = (chosen * wide).sum(-1).float()
     return scores
 

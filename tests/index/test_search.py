@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragtrain.errors import ConfigError, DataError, IndexMismatchError, NumericsError
-from ragtrain.index import exact
+from ragtrain.index import coarse, exact
 from ragtrain.index.exact import Searcher
 from ragtrain.index.search import DenseIndex
 
@@ -37,9 +37,24 @@ def by_hand(vectors: np.ndarray, queries: torch.Tensor, n_docs: int) -> tuple[li
     return ids, scores
 
 
-@pytest.fixture(params=["resident", "blocks", "streamed", "few scores"])
+#: Vectors in eight bits, packed in lots of 60 and looked at in groups of two.
+SMALL_LOTS = {"FROM": 1, "GROUP": 2, "PACKED": 60, "ROUNDED": 20, "QUESTIONS": 3}
+
+
+def in_eight_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not coarse.available():
+        pytest.skip("this CPU has no eight-bit units")
+    for name, value in SMALL_LOTS.items():
+        monkeypatch.setattr(coarse, name, value)
+
+
+@pytest.fixture(params=["resident", "blocks", "streamed", "few scores", "eight bits", "eight bits, streamed"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict:
     """Every way through the search: whole matrix, small blocks, from the file, few candidates at a time."""
+    if request.param.startswith("eight bits"):
+        in_eight_bits(monkeypatch)
+        # Room for a byte a number, but not for the vectors as they are stored.
+        return {"memory_bytes": 200 * DIM} if request.param.endswith("streamed") else {}
     if request.param != "resident":
         monkeypatch.setattr(exact, "SCORES", 7 * DIM)
     if request.param == "few scores":
@@ -48,8 +63,15 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict
     return {"memory_bytes": 0} if request.param == "streamed" else {}
 
 
+def test_the_way_is_the_one_it_says(way: dict, request: pytest.FixtureRequest) -> None:
+    searcher = Searcher(vectors_of(200), **way)
+    name = request.node.callspec.params["way"]
+    assert (searcher._coarse is not None) == name.startswith("eight bits")
+    assert (searcher._resident is None) == name.endswith("streamed")
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@pytest.mark.parametrize("n_docs", [1, 5, 40])
+@pytest.mark.parametrize("n_docs", [1, 3, 5, 40])
 def test_equals_sorting_by_hand(way: dict, dtype: type, n_docs: int) -> None:
     vectors = vectors_of(150).astype(dtype)
     queries = torch.randn(7, DIM)
@@ -221,6 +243,127 @@ def test_faiss_missing(make_index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ConfigError, match="faiss is not installed"):
         index.searcher(backend="faiss-flat")
+
+
+# ---------------------------------------------------------------------------------------------- eight bits
+
+
+@given(
+    st.integers(130, 400), st.integers(1, 6), st.sampled_from(["normal", "shifted", "heavy", "equal", "scaled", "sparse"]),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+@settings(max_examples=120, deadline=None)
+def test_eight_bits_miss_nothing(count: int, n_docs: int, kind: str, seed: int) -> None:
+    """Whatever the vectors look like: off centre, with outliers, all alike, of very different lengths, mostly zero."""
+    if not coarse.available():
+        pytest.skip("this CPU has no eight-bit units")
+    generator = np.random.default_rng(seed)
+    vectors = generator.normal(size=(count, DIM))
+    queries = generator.normal(size=(4, DIM))
+    if kind == "shifted":
+        vectors, queries = vectors * 1e-2 + 3, queries + 2
+    elif kind == "heavy":
+        vectors, queries = vectors**7, queries**5
+    elif kind == "equal":
+        vectors[:] = vectors[0]
+        queries[0] = 0
+    elif kind == "scaled":
+        vectors *= 10.0 ** generator.integers(-3, 3, (count, 1))
+        queries *= 10.0 ** generator.integers(-3, 3, (4, 1))
+    elif kind == "sparse":
+        vectors *= generator.random(vectors.shape) < 0.1
+    wide = vectors.astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        in_eight_bits(patch)
+        patch.setattr(coarse, "PACKED", 120)
+        searcher = Searcher(wide)
+        hits = searcher.search(torch.from_numpy(queries.astype(np.float32)), n_docs)
+    assert searcher._coarse is not None
+    ids, scores = by_hand(wide, torch.from_numpy(queries.astype(np.float32)), n_docs)
+    assert hits.scores.tolist() == scores
+    assert hits.ids.tolist() == ids
+
+
+def test_what_eight_bits_lose_is_bounded_and_the_bound_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not coarse.available():
+        pytest.skip("this CPU has no eight-bit units")
+    vectors, queries = torch.randn(4096, 96), torch.randn(8, 96)
+    rounded = coarse.Coarse(vectors.split(512), vectors.mean(0), 4096)
+    ((_, rows, packed, scales),) = rounded._lots
+    scale = queries.abs().amax(1, keepdim=True) / coarse.TOP
+    codes = (queries / scale).round() + coarse.SHIFT
+    approximate = coarse._integer_product(codes.to(torch.uint8), packed, scales)[:, :rows] * scale
+    error = (approximate - queries @ (vectors - vectors.mean(0)).T).abs()
+    lost = torch.linalg.vector_norm(queries - (codes - coarse.SHIFT) * scale, dim=1)
+    bound = lost * rounded.longest + torch.linalg.vector_norm(queries, dim=1) * rounded.lost
+    assert (error < bound[:, None]).all()
+    assert (error.amax(1) > bound / 20).all()
+    # Without the bound results do change: it is what keeps them right.
+    queries = torch.randn(200, 96, generator=torch.Generator().manual_seed(1))
+    usual = Searcher(vectors.numpy())
+    monkeypatch.setattr(coarse, "FROM", 1)
+    searcher = Searcher(vectors.numpy())
+    assert usual._coarse is None
+    assert searcher._coarse is not None
+    assert torch.equal(searcher.search(queries, 5).ids, usual.search(queries, 5).ids)
+    searcher._coarse.lost = searcher._coarse.longest = 0.0
+    assert not torch.equal(searcher.search(queries, 5).ids, usual.search(queries, 5).ids)
+
+
+def test_numbers_whose_lengths_overflow_are_left_to_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_eight_bits(monkeypatch)
+    searcher = Searcher(vectors_of(200) * np.float32(1e30), max_norm=1e31)
+    assert searcher._coarse is None
+    usual = Searcher(vectors_of(200))
+    hits = usual.search(torch.randn(2, DIM) * 1e30, 3)
+    assert hits.mask.all()
+
+
+# ---------------------------------------------------------------------------------------------- new vectors
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("metric", ["inner_product", "cosine"])
+def test_new_vectors_take_the_place_of_the_old(way: dict, dtype: type, metric: str) -> None:
+    old, new = vectors_of(200).astype(dtype), vectors_of(200, seed=5) * np.float32(3)
+    searcher = Searcher(old, metric=metric, **way)
+    before = old.copy()
+    searcher.replace(torch.from_numpy(new).double() if dtype == np.float32 else new)
+    held = new / np.linalg.norm(new, axis=1, keepdims=True) if metric == "cosine" else new
+    fresh = Searcher(held.astype(dtype), metric=metric)
+    queries = torch.randn(5, DIM)
+    one, other = searcher.search(queries, 3), fresh.search(queries, 3)
+    assert torch.equal(one.ids, other.ids)
+    torch.testing.assert_close(one.scores, other.scores, rtol=2e-3 if dtype == np.float16 else 1e-5, atol=1e-3)
+    assert torch.equal(searcher.score(queries, one.ids), one.scores)
+    gathered = searcher.vectors(one.ids).numpy()
+    assert (gathered == gathered.astype(dtype)).all(), "held in the precision of the index"
+    np.testing.assert_allclose(gathered, held[one.ids.numpy()], rtol=2e-3, atol=1e-3)
+    assert (old == before).all()
+
+
+def test_new_vectors_that_cannot_be_held_change_nothing() -> None:
+    searcher, queries = Searcher(vectors_of(30).astype(np.float16)), torch.randn(2, DIM)
+    before = searcher.search(queries, 3)
+    with pytest.raises(IndexMismatchError, match=r"\(29, 24\) where \(30, 24\) are held"):
+        searcher.replace(vectors_of(29))
+    broken = vectors_of(30)
+    broken[17, 2] = 1e6
+    with pytest.raises(NumericsError, match="number 17 is not finite in float16"):
+        searcher.replace(broken)
+    after = searcher.search(queries, 3)
+    assert torch.equal(before.ids, after.ids)
+    assert torch.equal(before.scores, after.scores)
+
+
+def test_score_is_what_search_says(way: dict) -> None:
+    searcher, queries = Searcher(vectors_of(200).astype(np.float16), **way), torch.randn(4, DIM)
+    hits = searcher.search(queries, 3)
+    assert torch.equal(searcher.score(queries, hits.ids), hits.scores)
+    ids = torch.tensor([[5, -1], [-1, -1], [0, 199], [7, 7]])
+    scores = searcher.score(queries, ids)
+    assert torch.equal(torch.isneginf(scores), ids < 0)
+    assert scores[3, 0] == scores[3, 1]
 
 
 # ---------------------------------------------------------------------------------------------- opening
