@@ -1,16 +1,26 @@
 """What a trainer minimises, as functions of tensors.
 
 Every objective over retrieved passages is a function of the same two: ``loglik`` (batch, n_docs), the generator's
-log-likelihood of the target under each passage, and ``scores`` (batch, n_docs), the retriever's inner products.
+log-likelihood of the target under each passage (for ``rag_token`` of each token), and ``scores`` (batch, n_docs), the
+retriever's inner products.
 
 Everything is computed in float32 whatever comes in: inner products of DPR vectors are 60 to 90, where neighbouring
 bfloat16 numbers are half a nat apart.
 
 output.py       LossOutput: a sum, what it is divided by, and other figures
 marginal.py     rag-sequence: the marginal likelihood over passages
+token.py        rag-token: the marginal likelihood of each token
+distill.py      pdist and emdr: the generator teaches the retriever
+contrastive.py  InfoNCE: passages that answer against all others
 """
 
+from ragtrain.losses.contrastive import info_nce
+from ragtrain.losses.distill import emdr, pdist
 from ragtrain.losses.marginal import RagSequenceLoss, Smoothing, entropy, log_joint, log_prior, rag_sequence
 from ragtrain.losses.output import LossOutput
+from ragtrain.losses.token import RagTokenLoss, rag_token
 
-__all__ = ["LossOutput", "RagSequenceLoss", "Smoothing", "entropy", "log_joint", "log_prior", "rag_sequence"]
+__all__ = [
+    "LossOutput", "RagSequenceLoss", "RagTokenLoss", "Smoothing", "emdr", "entropy", "info_nce", "log_joint",
+    "log_prior", "pdist", "rag_sequence", "rag_token",
+]  # fmt: skip
