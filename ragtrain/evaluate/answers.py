@@ -13,12 +13,12 @@ import torch
 from ragtrain import metrics, report
 from ragtrain.data.prompts import bare_ids
 from ragtrain.errors import OutOfMemoryError
-from ragtrain.models.decode import decode
+from ragtrain.models.decoding import decode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ragtrain.models.decode import Answer
+    from ragtrain.models.decoding import Answer
     from ragtrain.models.rag import RagModel
     from ragtrain.records import Passage, Question
     from ragtrain.retrieve import Retriever

@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import RagSequenceForGeneration
 
 from ragtrain.errors import DataError
-from ragtrain.models import decode as decode_module
-from ragtrain.models.decode import Answer, decode
+from ragtrain.models.decoding import Answer, decode, tries
 from ragtrain.models.rag import RagModel
 
 BEAMS, TOKENS = 3, 8
@@ -28,19 +27,24 @@ def transformers_answers(
 ) -> list[tuple[int, ...]]:
     """Token ids of transformers' best answers, without start token and padding.
 
-    Its beam search gets no attention mask and so reads the padding of passages; ``with_mask`` gives it one.
+    Its beam search gets no attention mask and so reads the padding of passages; ``with_mask`` gives it one. Where the
+    padding token is 0 (T5), it fills hypotheses up with end tokens and then scores them; here they become padding.
     """
     encoder, generator = (copy.deepcopy(part) for part in (model.question_encoder.model, model.generator))
     hf = RagSequenceForGeneration(question_encoder=encoder, generator=generator).eval()
     if generator.config.model_type == "t5":
         hf.config.generator.bos_token_id = None
-    if with_mask:
-        generate = hf.generator.generate
+    generate = hf.generator.generate
 
-        def masked(input_ids: Tensor, **options: object) -> Tensor:
-            return generate(input_ids, **{**options, "attention_mask": input_ids.ne(model.pad_token_id).long()})
+    def patched(input_ids: Tensor, **options: object) -> Tensor:
+        if with_mask:
+            options["attention_mask"] = input_ids.ne(model.pad_token_id).long()
+        sequences = generate(input_ids, **options)
+        ended = sequences.eq(generator.config.eos_token_id)
+        ended[:, 0] = False  # BART starts with the token that it ends with
+        return sequences.masked_fill((ended.cumsum(1) - ended.long()) > 0, model.pad_token_id)
 
-        hf.generator.generate = masked
+    hf.generator.generate = patched
     found = example.retrieved
     hf.config.n_docs = found.mask.shape[1]  # as an argument it does not reach the rescoring
     with torch.no_grad():
@@ -174,7 +178,8 @@ def test_no_result_depends_on_the_other_questions_of_the_batch(tiny) -> None:
 def test_scoring_in_portions_changes_nothing(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model, example = tiny.rag("bart"), tiny.example(3)
     whole = answers(model, example)
-    monkeypatch.setattr(decode_module, "SCORED_ROWS", 1)
+    monkeypatch.setattr(tries, "READ_NODES", 1)
+    monkeypatch.setattr(tries, "HEAD_NODES", 2)
     for one, other in zip(answers(model, example), whole, strict=True):
         assert one.token_ids == other.token_ids
         assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-5)
