@@ -96,6 +96,17 @@ def content_id(*parts: str) -> str:
     return hashlib.sha256("\0".join(map(normalize_text, parts)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def split_contents(contents: str) -> tuple[str, str]:
+    r"""Return title and text of FlashRAG's ``contents``: ``"title"\ntext``; without a line break all is text."""
+    title, newline, text = contents.partition("\n")
+    if not newline or not text.strip():
+        return "", contents.strip()
+    title = title.strip()
+    if len(title) > 1 and title[0] == title[-1] == '"':
+        title = title[1:-1].strip()
+    return title, text.strip()
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object a line, aside and then renamed, and return how many there were."""
     count = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,12 +15,17 @@ from ragtrain.errors import DataError, IndexMismatchError
 from ragtrain.index.encode import FORMAT, MANIFEST_FILE, VECTORS_FILE, VERSION
 from ragtrain.index.exact import Hits, Searcher
 from ragtrain.index.faiss_flat import FAISS_FILE, FaissSearcher
-from ragtrain.index.passages import PassageStore
+from ragtrain.index.foreign import LineForm, LineStore, Place, find, is_index
+from ragtrain.index.passages import OFFSETS_FILE, PassageStore
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
 __all__ = ["DenseIndex", "FaissSearcher", "Hits", "Searcher", "read_manifest"]
+
+log = logging.getLogger("ragtrain")
 
 AGAIN = "prepare the index again with `ragtrain index prepare --overwrite`"
 
@@ -31,34 +38,38 @@ class DenseIndex:
         self.vectors, self.passages = vectors, passages
 
     @classmethod
-    def open(cls, path: Path | str) -> DenseIndex:
+    def open(cls, path: Path | str, *, passages: Path | None = None) -> DenseIndex:
         """Open a folder of ``ragtrain index prepare`` without reading passages or vectors.
+
+        Args:
+            path: the folder, or a file in it: an adopted index stays where it was.
+            passages: what the user takes for its passages; said to be unused where it is another file.
 
         Raises:
             DataError: it is no index, or a file is missing, cut, or does not fit the others; the file is named.
         """
-        folder = Path(path)
+        folder = index_folder(Path(path), passages)
         manifest = read_manifest(folder)
         for name, entry in manifest["files"].items():
-            check_size(folder / name, int(entry["size"]))
-        try:
-            vectors = np.load(folder / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise DataError(f"not an array of vectors: {error}", path=folder / VECTORS_FILE, hint=AGAIN) from error
-        expected = (int(manifest["count"]), int(manifest["dim"]))
-        if vectors.shape != expected or vectors.dtype != np.dtype(manifest["storage"]):
-            found = f"{vectors.dtype} {vectors.shape}"
+            check_size(file_path(folder, manifest, name), int(entry["size"]))
+        held = manifest.get("passages")
+        vectors = _open_vectors(folder, manifest)
+        if held is None:
+            store = PassageStore(folder)
+        else:
+            file = file_path(folder, manifest, held["file"])
+            store = LineStore(file, folder / OFFSETS_FILE, LineForm.from_json(held["form"]))
+        if len(store) != len(vectors):
             raise IndexMismatchError(
-                f"holds {found} where the manifest says {manifest['storage']} {expected}",
-                path=folder / VECTORS_FILE,
-                hint=AGAIN,
+                f"has {len(store)} passages for {len(vectors)} vectors", path=store.path, hint=AGAIN
             )
-        passages = PassageStore(folder)
-        if len(passages) != len(vectors):
-            raise IndexMismatchError(
-                f"has {len(passages)} passages for {len(vectors)} vectors", path=passages.path, hint=AGAIN
-            )
-        return cls(folder, manifest, vectors, passages)
+        if passages is not None and passages.resolve() not in _passage_paths(store, manifest):
+            log.warning("the index %s has its passages from %s: %s is not read", folder, store.path, passages)
+        return cls(folder, manifest, vectors, store)
+
+    def file(self, name: str) -> Path:
+        """Return where a file of the manifest is; an adopted one lies outside the folder."""
+        return file_path(self.path, self.manifest, name)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -110,7 +121,7 @@ class DenseIndex:
         """
         max_norm = self.manifest.get("max_norm")
         if backend == "faiss-flat":
-            path = self.path / FAISS_FILE
+            path = self.file(FAISS_FILE)
             return FaissSearcher(path, self.vectors, device, metric=self.metric, max_norm=max_norm)
         return Searcher(self.vectors, device, metric=self.metric, max_norm=max_norm)
 
@@ -137,6 +148,65 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if key not in manifest:
             raise DataError("is missing", path=path, field=key, hint=AGAIN)
     return manifest
+
+
+def index_folder(path: Path, passages: Path | None = None) -> Path:
+    """Return the index folder that a path means: itself, or the folder of a file in it.
+
+    Raises:
+        DataError: there is none; where it is an index of another tool, the command that adopts it is named.
+    """
+    folder = path.parent if path.is_file() else path
+    if (folder / MANIFEST_FILE).is_file() and (folder == path or _holds(folder, path)):
+        return folder
+    if not path.exists():
+        raise DataError("there is no such folder", path=path, hint="make one with `ragtrain index prepare`")
+    if not is_index(path):
+        raise DataError(
+            f"no index: there is no {MANIFEST_FILE} in it",
+            path=path,
+            hint="make one with `ragtrain index prepare --output-dir`",
+        )
+    found = find(path).passages() or Path("PASSAGES_FILE")
+    given = passages or found
+    raise DataError(
+        "this is an index of another tool that was not adopted yet",
+        path=path,
+        hint=f"adopt it, once and without a copy:\n  ragtrain index prepare --index-path {shlex.quote(str(path))} "
+        f"--passages {shlex.quote(str(given))} --encoder ENCODER\nwhere ENCODER is what the passages were encoded with",
+    )
+
+
+def _holds(folder: Path, file: Path) -> bool:
+    manifest = read_manifest(folder)
+    return any(file.resolve() == file_path(folder, manifest, name).resolve() for name in manifest["files"])
+
+
+def file_path(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
+    """Return where a file of a manifest is; ``path`` of its entry is absolute or relative to the folder."""
+    return folder / str(manifest["files"].get(name, {}).get("path", name))
+
+
+def _passage_paths(store: PassageStore, manifest: Mapping[str, Any]) -> set[Path]:
+    source = manifest.get("source", {}).get("path")
+    return {store.path.resolve(), *([Path(source).resolve()] if source else [])}
+
+
+def _open_vectors(folder: Path, manifest: Mapping[str, Any]) -> np.ndarray:
+    held, expected = manifest.get("vectors"), (int(manifest["count"]), int(manifest["dim"]))
+    if held is not None:
+        return Place(**held["place"]).open(file_path(folder, manifest, held["file"]), expected[0])
+    path = folder / VECTORS_FILE
+    try:
+        vectors: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"not an array of vectors: {error}", path=path, hint=AGAIN) from error
+    if vectors.shape != expected or vectors.dtype != np.dtype(manifest["storage"]):
+        found = f"{vectors.dtype} {vectors.shape}"
+        raise IndexMismatchError(
+            f"holds {found} where the manifest says {manifest['storage']} {expected}", path=path, hint=AGAIN
+        )
+    return vectors
 
 
 def check_size(path: Path, size: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ragtrain.data.formats.files import BadRecordError
-from ragtrain.records import Document, content_id
+from ragtrain.records import Document, content_id, split_contents
 
 Record = Mapping[str, Any]
 
@@ -245,17 +245,6 @@ def joined(value: object, field: str) -> str:
             parts.append(" ")
         parts.append(part)
     return "".join(parts).strip()
-
-
-def split_contents(contents: str) -> tuple[str, str]:
-    r"""Return title and text of FlashRAG's ``contents``: ``"title"\ntext``; without a line break all is text."""
-    title, newline, text = contents.partition("\n")
-    if not newline or not text.strip():
-        return "", contents.strip()
-    title = title.strip()
-    if len(title) > 1 and title[0] == title[-1] == '"':
-        title = title[1:-1].strip()
-    return title, text.strip()
 
 
 def unique(documents: Iterable[Document]) -> tuple[Document, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ragtrain.data.formats import shapes
-from ragtrain.data.formats.fields import Record, id_of, joined, kind_of, optional_text, split_contents
+from ragtrain.data.formats.fields import Record, id_of, joined, kind_of, optional_text
 from ragtrain.data.formats.files import (
     BadRecordError,
     digest,
@@ -23,7 +23,7 @@ from ragtrain.data.formats.files import (
 from ragtrain.data.formats.questions import SKIP_HINT, plain_record, read_questions
 from ragtrain.data.formats.rows import Container, Row, read_object, read_rows, sniff
 from ragtrain.errors import DataError
-from ragtrain.records import Passage
+from ragtrain.records import Passage, split_contents
 
 log = logging.getLogger("ragtrain")
 
