@@ -43,6 +43,8 @@ NOT_DEFINING = frozenset(
         "max_steps", "num_epochs", "early_stopping_patience", "eval_steps", "save_steps", "save_total_limit", "resume",
         # k micro-batches on one device are k/2 on two; that the product stays the same is checked at the checkpoint
         "gradient_accumulation_steps",
+        # how the same step is cut when a device is full
+        "on_out_of_memory",
     }
 )  # fmt: skip
 """Fields that may differ between two stretches of the same run (field names are unique within a command)."""

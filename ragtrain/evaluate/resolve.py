@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_model
 
 from ragtrain import prepare
 from ragtrain.config.commands import FetchConfig, PrepareConfig
@@ -27,6 +25,7 @@ from ragtrain.index.search import DenseIndex
 from ragtrain.models.encoder import load_encoder
 from ragtrain.models.export import load_rag
 from ragtrain.models.rag import RagModel, RagSettings, load_generator
+from ragtrain.models.weights import FILE, load_weights
 from ragtrain.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -119,15 +118,12 @@ def load_model_of(subject: Subject) -> RagModel:
                 hint=f"give --checkpoint, one of: {_known_checkpoints(run)}; or let the training end",
             )
         return load_rag(run.final_model)
-    weights = run.checkpoints / str(subject.checkpoint) / "model.safetensors"
-    if not weights.is_file():
-        raise CheckpointError(f"no checkpoint {subject.checkpoint!r}", path=weights,
+    folder = run.checkpoints / str(subject.checkpoint)
+    if not (folder / FILE).is_file():
+        raise CheckpointError(f"no checkpoint {subject.checkpoint!r}", path=folder,
                               hint=f"known are: final, {_known_checkpoints(run)}")  # fmt: skip
     model = load_rag(run.final_model) if run.final_model.is_dir() else _model_of_config(subject)
-    try:
-        load_model(model, weights)
-    except (RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"its weights do not fit the run's model: {error}", path=weights) from error
+    load_weights(model, folder)
     return model
 
 

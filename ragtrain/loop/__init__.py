@@ -13,13 +13,13 @@ settings.py     what a stretch of training is told
 steps.py        the generator that holds them together
 """
 
-from ragtrain.loop.checkpoints import load_weights
 from ragtrain.loop.feed import Batch, BatchSource
 from ragtrain.loop.journal import Step
 from ragtrain.loop.schedule import ParamGroup, resolve_precision, total_steps
 from ragtrain.loop.settings import Training, make_accelerator, resume_command
 from ragtrain.loop.steps import steps
 from ragtrain.loop.update import LossFunction
+from ragtrain.models.weights import load_weights
 from ragtrain.runs import is_main_process
 
 __all__ = [

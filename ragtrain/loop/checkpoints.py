@@ -2,7 +2,7 @@
 
 checkpoints/
 ├── step-000100/
-│   ├── model.safetensors   all weights (tied ones once)
+│   ├── model.safetensors   all weights (tied ones once); where some are frozen, only what is trained (models/weights.py)
 │   ├── training.pt         optimizer, gradient scaler, random states of every rank (loads with weights_only)
 │   └── state.json          place in the plan, best metric, and what must agree for the run to go on
 ├── best -> step-000100
@@ -25,17 +25,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from torch import nn
 
 from ragtrain.errors import CheckpointError
+from ragtrain.models import weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 FORMAT = 1
-MODEL, TRAINING, STATE = "model.safetensors", "training.pt", "state.json"
+MODEL, TRAINING, STATE = weights.FILE, "training.pt", "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -53,6 +52,7 @@ class State:
         window_loss: Sum of the losses since the last line of the log.
         window_weight: Sum of their weights.
         pending: The step's figures, where its evaluation was still to come when the checkpoint was written.
+        halvings: How often micro-batches were halved because a device was full.
     """
 
     step: int = 0
@@ -64,6 +64,7 @@ class State:
     window_loss: float = 0.0
     window_weight: float = 0.0
     pending: dict[str, Any] | None = None
+    halvings: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,25 +243,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write all weights and buffers as safetensors."""
-    safetensors.torch.save_model(model, str(folder / MODEL))
-
-
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Read a checkpoint's weights into a model of the same structure.
-
-    Raises:
-        CheckpointError: A weight is missing, has another shape, or is not one of the model's.
-    """
-    try:
-        safetensors.torch.load_model(model, str(folder / MODEL), strict=True)
-    except (RuntimeError, safetensors.SafetensorError, OSError) as cause:
-        raise CheckpointError(
-            f"its weights do not fit the model: {cause}", path=folder, hint="resume with the models it was made with"
-        ) from cause
 
 
 def load_training(folder: Path) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import json
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from ragtrain.errors import DataError
+from ragtrain.loop.oom import cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
@@ -87,32 +88,55 @@ def slots(source: BatchSource[Any], epoch: int, position: int, size: int) -> Ite
 
 @dataclasses.dataclass(frozen=True)
 class Portion:
-    """One rank's share of a slot, collated.
+    """One rank's share of a slot, collated; empty where the slot had fewer micro-batches than ranks.
 
-    ``is_filler``: the slot had fewer micro-batches than ranks and none for this one. It computes the slot's first
-    micro-batch with weight 0, because gradients are exchanged by all ranks or by none.
+    ``halvings`` is how often each micro-batch of the plan was halved, ``size`` the examples of the largest piece on any
+    rank.
     """
 
     slot: Slot
     batches: Sequence[Batch]
-    is_filler: bool
+    halvings: int
+    size: int
+
+    @property
+    def weight(self) -> float:
+        """The weight of this rank's share."""
+        return float(sum(batch.weight for batch in self.batches))
 
 
-def portion(source: BatchSource[Any], slot: Slot, rank: int, world: int) -> Portion:
-    """Collate a rank's share: the micro-batches at positions rank, rank + world, … of the slot."""
-    own = slot.micro_batches[rank::world]
-    batches = [source.collate(indices, slot.epoch) for indices in own or slot.micro_batches[:1]]
-    return Portion(slot, batches, is_filler=not own)
+def portion(source: BatchSource[Any], slot: Slot, rank: int, world: int, halvings: int = 0) -> Portion:
+    """Collate a rank's share: the micro-batches at positions rank, rank + world, … of the slot, in pieces."""
+    pieces = [cut(indices, halvings) for indices in slot.micro_batches]
+    own = [source.collate(piece, slot.epoch) for each in pieces[rank::world] for piece in each]
+    return Portion(slot, own, halvings, max(len(piece) for each in pieces for piece in each))
 
 
-def ahead(each: Iterator[Slot], make: Callable[[Slot], Portion]) -> Generator[Portion, None, None]:
-    """Yield ``make(slot)`` for every slot, made in a background thread while the one before is in use."""
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="collate") as pool:
-        coming = pool.submit(lambda: make(next(each)))
-        while True:
-            ready = coming.result()
-            coming = pool.submit(lambda: make(next(each)))
-            yield ready
+class Feed:
+    """The portions of one slot after the other, each made in a background thread while the one before is in use."""
+
+    def __init__(self, each: Iterator[Slot], make: Callable[[Slot], Portion]) -> None:
+        self._each, self._make = each, make
+        # A single thread: no two collations run at once, which not every tokenizer would bear.
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="collate")
+        self._coming = self._pool.submit(self._next)
+
+    def _next(self) -> Portion:
+        return self._make(next(self._each))
+
+    def next(self) -> Portion:
+        """Return the next portion, and begin the one after it."""
+        ready = self._coming.result()
+        self._coming = self._pool.submit(self._next)
+        return ready
+
+    def again(self, slot: Slot) -> Portion:
+        """Return the portion of a slot made anew."""
+        return self._pool.submit(self._make, slot).result()
+
+    def close(self) -> None:
+        """Wait for the thread."""
+        self._pool.shutdown()
 
 
 def plan_fingerprint(plan: Sequence[Sequence[int]]) -> str:

@@ -35,6 +35,7 @@ class Step:
         seconds: Wall time of the step, without evaluation and checkpoints.
         examples: Examples in it, over all ranks.
         examples_per_s: Their rate.
+        micro_batch_size: Examples of the largest micro-batch; smaller than configured after a device was full.
         evaluation: What ``evaluate`` returned, where an evaluation was due.
         is_best: This evaluation was the best one so far.
         is_last: No step follows: the number is reached, or patience ended.
@@ -51,6 +52,7 @@ class Step:
     seconds: float
     examples: int
     examples_per_s: float
+    micro_batch_size: int = 0
     evaluation: dict[str, float] | None = None
     is_best: bool = False
     is_last: bool = False

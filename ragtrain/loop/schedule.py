@@ -22,11 +22,17 @@ WARMUP_FRACTION = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that share a peak learning rate, under the name by which logs and metrics call them."""
+    """Parameters that share a peak learning rate, under the name by which logs and metrics call them.
+
+    ``frozen_steps``: in the first so many steps of the run the group takes no part: its learning rate is 0, its gradients
+    are measured and dropped, so they count neither in the global norm nor in the optimizer, and there is no weight
+    decay. The schedule is the run's: a warm-up counts from the run's beginning, not from the end of the freeze.
+    """
 
     name: str
     parameters: Sequence[nn.Parameter]
     learning_rate: float
+    frozen_steps: int = 0
 
 
 def resolve_precision(mixed_precision: str) -> Literal["no", "fp16", "bf16"]:
@@ -55,7 +61,8 @@ def total_steps(config: LoopConfig, micro_batches_per_epoch: int, world: int) ->
     if config.max_steps is not None:
         return config.max_steps
     per_epoch = math.ceil(micro_batches_per_epoch / (config.gradient_accumulation_steps * world))
-    return max(1, math.ceil(config.num_epochs * per_epoch))
+    # 0.07 epochs of 100 steps are 7 steps, although 0.07 * 100 is 7.000000000000001.
+    return max(1, math.ceil(round(config.num_epochs * per_epoch, 9)))
 
 
 def warmup_steps(optim: OptimConfig, total: int) -> int:
@@ -84,11 +91,14 @@ def check_groups(model: nn.Module, groups: Sequence[ParamGroup]) -> None:
     """Raise unless every trainable parameter of the model is in exactly one group.
 
     Raises:
-        RagtrainError: One is in no group or in two, or two groups have one name.
+        RagtrainError: One is in no group or in two, two groups have one name, or at first all of them are frozen.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     if len({group.name for group in groups}) < len(groups):
         raise RagtrainError(f"parameter groups share a name: {[group.name for group in groups]}")
+    trained = [group for group in groups if any(parameter.requires_grad for parameter in group.parameters)]
+    if trained and all(group.frozen_steps > 0 for group in trained):
+        raise RagtrainError(f"in the first steps nothing learns: {[group.name for group in trained]} are frozen")
     owner: dict[int, str] = {}
     for group in groups:
         for parameter in group.parameters:

@@ -1,8 +1,7 @@
-"""What a stretch of training is told, and what it says when it ends badly."""
+"""What a stretch of training is told, and how it is started."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shlex
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin, set_seed
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
 
-from ragtrain.errors import ConfigError, OutOfMemoryError
+from ragtrain.errors import ConfigError
 from ragtrain.loop.schedule import resolve_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ragtrain.config.training import LoopConfig, OptimConfig
     from ragtrain.runs import RunFolder
@@ -33,6 +32,8 @@ class Training:
         run: Folder that everything is written to.
         trackers: Experiment trackers by Accelerate's names.
         memory_flags: Flags of this trainer that save memory, named when the device is full.
+        indivisible: Why the examples of a micro-batch cannot be computed apart ("in-batch negatives: …"), empty where
+            they can. It keeps a micro-batch from being halved when the device is full.
     """
 
     config: LoopConfig
@@ -40,6 +41,7 @@ class Training:
     run: RunFolder
     trackers: Sequence[str] = ()
     memory_flags: Sequence[str] = ("--gradient-checkpointing",)
+    indivisible: str = ""
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -58,8 +60,6 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
         mixed_precision=resolve_precision(config.mixed_precision),
         # The loop normalises by weights itself; 1 here also overrides what the launcher's environment may say.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        # Poolers and the like get no gradient; DDP would otherwise wait for them.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
         raise ConfigError(
@@ -75,27 +75,3 @@ def resume_command(run: RunFolder, world: int = 1) -> str:
     launcher = "ragtrain" if world == 1 else f"accelerate launch --num_processes {world} -m ragtrain"
     config = shlex.quote(str(run.path / "config.yaml"))
     return f"{launcher} train {run.kind} --config {config} --resume latest"
-
-
-@contextlib.contextmanager
-def memory_explained(training: Training, accelerator: Accelerator) -> Iterator[None]:
-    """Turn a full device into an error that names what to change."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as cause:
-        full = isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(cause)
-        if not full:
-            raise
-        config = training.config
-        flags = list(training.memory_flags)
-        if config.batch_size > 1:
-            half = config.batch_size // 2
-            accumulation = config.gradient_accumulation_steps * config.batch_size // half
-            flags.insert(0, f"--batch-size {half} --gradient-accumulation-steps {accumulation} (the same step)")
-        if accelerator.mixed_precision == "no":
-            flags.append("--mixed-precision bf16")
-        raise OutOfMemoryError(
-            f"{accelerator.device} has no memory left for micro-batches of {config.batch_size} examples: "
-            f"{str(cause).splitlines()[0] if str(cause) else 'allocation failed'}",
-            hint="try " + ", or ".join(flags),
-        ) from cause

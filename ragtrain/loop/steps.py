@@ -7,22 +7,25 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import nn
 
-from ragtrain.errors import CheckpointError, ConfigError, Interrupted, NumericsError
+from ragtrain.errors import CheckpointError, ConfigError, Interrupted, NumericsError, RagtrainError
 from ragtrain.loop import checkpoints, schedule
 from ragtrain.loop.checkpoints import Checkpoint, State
-from ragtrain.loop.feed import BatchSource, Portion, Slot, ahead, plan_fingerprint, portion, slots
+from ragtrain.loop.exchange import share_weights
+from ragtrain.loop.feed import BatchSource, Feed, Portion, Slot, plan_fingerprint, portion, slots
 from ragtrain.loop.frame import check_frame, frame
 from ragtrain.loop.journal import Journal, Step, check_trackers
-from ragtrain.loop.settings import Training, make_accelerator, memory_explained, resume_command
+from ragtrain.loop.oom import Full, error_of, memory_explained
+from ragtrain.loop.settings import Training, make_accelerator, resume_command
 from ragtrain.loop.signals import Signals
-from ragtrain.loop.update import Engine, LossFunction, do_update
+from ragtrain.loop.update import Engine, LossFunction, Update, do_update
+from ragtrain.models import weights
 from ragtrain.runs import is_main_process
 
 if TYPE_CHECKING:
@@ -80,10 +83,11 @@ def steps(
     check_trackers(training.trackers)
     schedule.check_groups(model, groups)
     accelerator = accelerator or make_accelerator(training.config)
-    with memory_explained(training, accelerator), Signals() as signals, contextlib.ExitStack() as closing:
+    with Signals() as signals, contextlib.ExitStack() as closing:
         loop = _Loop(source, training, evaluate, accelerator, signals)
-        loop.start(model, loss, groups, closing)
-        yield from loop.run()
+        with memory_explained(training, accelerator, lambda: loop.micro_batch_size):
+            loop.start(model, loss, groups, closing)
+            yield from loop.run()
 
 
 class _Loop:
@@ -112,6 +116,7 @@ class _Loop:
         self.done = False
         self.skipped = 0  # fp16 overflows in a row
         self.saved_step: int | None = None  # whose weights are on the disk
+        self.micro_batch_size = self.config.batch_size
         self._plan: tuple[int, str] | None = None
 
     # ---- from nothing or from a checkpoint to the first step
@@ -124,14 +129,18 @@ class _Loop:
         checkpoint = checkpoints.find(self.folder, self.config.resume)
         if checkpoint is not None:
             check_frame(checkpoint, self._frame(checkpoint.state.epoch))
-            checkpoints.load_weights(model, checkpoint.path)
+            weights.load_weights(model, checkpoint.path)
         optimizer = schedule.make_optimizer(groups, self.training.optim)
-        prepared, prepared_optimizer = self.accelerator.prepare(model, optimizer)
+        # Not wrapped for several processes: exchange.py adds their gradients up.
+        prepared = self.accelerator.prepare_model(model, evaluation_mode=True)
+        prepared_optimizer = self.accelerator.prepare_optimizer(optimizer)
+        share_weights(self.accelerator, model)
         # Accelerate replaces the model's forward; whoever exports the model afterwards gets it as it was.
         closing.callback(self.accelerator.unwrap_model, prepared, keep_fp32_wrapper=False)
         prepared.train()
         clip, run = self.training.optim.max_grad_norm, self.training.run
-        self.engine = Engine(self.accelerator, prepared, prepared_optimizer, loss, groups, clip, run)
+        divide = self.config.on_out_of_memory == "halve" and not self.training.indivisible
+        self.engine = Engine(self.accelerator, prepared, prepared_optimizer, loss, groups, clip, run, divide)
         set_seed(self.config.seed, device_specific=True)
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -176,23 +185,25 @@ class _Loop:
             logger.info("nothing left to do: the run has done %d of %d steps", self.state.step, self.total)
             return
         places = slots(self.source, self.state.epoch, self.state.position, self.size)
-        with contextlib.closing(ahead(places, self._portion)) as portions:
+        with contextlib.closing(Feed(places, self._portion)) as feed:
             while not self.done:
-                step = self._advance(next(portions))
+                step = self._advance(feed)
                 if step is not None:
                     yield self._finish(step)
                 self._end_if_stopped()
 
     def _portion(self, slot: Slot) -> Portion:
-        return portion(self.source, slot, self.rank, self.world)
+        return portion(self.source, slot, self.rank, self.world, self.state.halvings)
 
-    def _advance(self, each: Portion) -> Step | None:
+    def _advance(self, feed: Feed) -> Step | None:
         """Do one optimizer step; None where fp16 skipped it: its examples are spent, but no step is completed."""
+        each = feed.next()
         began = time.perf_counter()
         state, slot = self.state, each.slot
         factor = schedule.lr_factor(self.training.optim.lr_scheduler, state.step, self.warmup, self.total)
-        rates = {group.name: group.learning_rate * factor for group in self.engine.groups}
-        update = do_update(self.engine, each, rates, self.signals.received)
+        frozen = {group.name for group in self.engine.groups if state.step < group.frozen_steps}
+        rates = {g.name: 0.0 if g.name in frozen else g.learning_rate * factor for g in self.engine.groups}
+        update = self._updated(feed, each, rates, frozen)
         state.epoch, state.position = slot.next_epoch, slot.next_position
         self.stop, self.saved_step = update.stop, None
         if update.skipped:
@@ -215,8 +226,46 @@ class _Loop:
             seconds=seconds,
             examples=update.examples,
             examples_per_s=update.examples / seconds,
+            micro_batch_size=self.micro_batch_size,
             is_last=state.step >= self.total,
         )
+
+    def _updated(self, feed: Feed, each: Portion, rates: Mapping[str, float], frozen: Collection[str]) -> Update:
+        """Do the step of a portion; while a device is full, again in micro-batches of half the size."""
+        device = self.accelerator.device
+        before = checkpoints.random_state(device) if self.engine.divide else None
+        while True:
+            if each.halvings != self.state.halvings:  # it was collated before the last halving
+                each = self._recut(feed, each)
+            self.micro_batch_size = each.size
+            update = do_update(self.engine, each, rates, frozen, self.signals.received)
+            if isinstance(update, Update):
+                return update
+            self._halve(each, update)
+            if before is not None:
+                checkpoints.set_random_state(before, device)
+
+    def _recut(self, feed: Feed, each: Portion) -> Portion:
+        """Return the same examples in smaller micro-batches."""
+        smaller = feed.again(each.slot)
+        if not math.isclose(smaller.weight, each.weight, rel_tol=1e-6):
+            raise RagtrainError(
+                f"micro-batches cannot be halved: the weights of the parts sum to {smaller.weight}, not {each.weight}",
+                hint="--on-out-of-memory stop",
+            )
+        return smaller
+
+    def _halve(self, each: Portion, full: Full) -> None:
+        """Take micro-batches of half the size from here on, or raise where there are none."""
+        if full.at_one or each.size == 1:
+            raise error_of(self.training, self.accelerator, full.message, 1)
+        number = self.config.gradient_accumulation_steps * 2**self.state.halvings
+        if is_main_process():
+            logger.warning(
+                "step %d: %s has no memory left; micro-batches of %d → %d, accumulation %d → %d; the step is the same",
+                self.state.step + 1, self.accelerator.device, each.size, (each.size + 1) // 2, number, 2 * number,
+            )  # fmt: skip
+        self.state.halvings += 1
 
     def _count_skipped(self) -> None:
         self.skipped += 1
@@ -317,7 +366,7 @@ class _Loop:
         self.accelerator.wait_for_everyone()
 
     def _fill(self, path: Path, random_states: list[Any]) -> None:
-        checkpoints.save_weights(self.accelerator.unwrap_model(self.engine.model), path)
+        weights.save_weights(self.accelerator.unwrap_model(self.engine.model), path)
         scaler = self.accelerator.scaler
         content = {
             "optimizer": self.engine.optimizer.state_dict(),

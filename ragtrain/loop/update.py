@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import math
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ragtrain.errors import DataError, NumericsError, RagtrainError
+from ragtrain.loop.exchange import agree, exchange_gradients, sum_over_ranks
+from ragtrain.loop.oom import Full, attempt, free
 from ragtrain.losses import LossOutput
 from ragtrain.records import write_json
 from ragtrain.runs import RunFolder, is_main_process
@@ -30,7 +32,10 @@ LossFunction = Callable[[nn.Module, Any], LossOutput]
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """What an optimizer step needs besides its data. ``model`` and ``optimizer`` are the prepared ones."""
+    """What an optimizer step needs besides its data. ``model`` and ``optimizer`` are the prepared ones.
+
+    ``divide``: where a device is full, the step may be done again in smaller micro-batches.
+    """
 
     accelerator: Accelerator
     model: nn.Module
@@ -39,6 +44,12 @@ class Engine:
     groups: Sequence[ParamGroup]
     max_grad_norm: float
     run: RunFolder
+    divide: bool = False
+
+    @functools.cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that are trained, in the order of their groups."""
+        return [p for group in self.groups for p in group.parameters if p.requires_grad]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,76 +70,145 @@ class Update:
     stop: signal.Signals | None
 
 
-def do_update(engine: Engine, portion: Portion, learning_rates: Mapping[str, float], received: int | None) -> Update:
-    """Do one optimizer step.
+def do_update(
+    engine: Engine, portion: Portion, learning_rates: Mapping[str, float], frozen: Collection[str], received: int | None
+) -> Update | Full:
+    """Do one optimizer step, or say that a device was full: then nothing has changed but the random generators.
 
-    The gradient is that of ``sum of losses / sum of weights`` over all micro-batches of all ranks. The summed weight W
-    is known before the first backward pass, so each micro-batch's loss is scaled by world / W on its way into the
-    gradient; DDP then averages over ranks, which takes ``world`` out again. Gradients are exchanged once, in the
-    last backward pass.
+    The gradient is that of ``sum of losses / sum of weights`` over all micro-batches of all ranks. The summed weight is
+    known before the first backward pass, so each micro-batch's loss is divided by it on its way into the gradient, and
+    the gradients of the ranks add up.
+
+    Args:
+        engine: What a step needs besides its data.
+        portion: This rank's micro-batches.
+        learning_rates: Of each parameter group.
+        frozen: Groups that are measured and then take no part: not in clipping, not in the optimizer.
+        received: Signal that came to this rank.
 
     Raises:
         NumericsError: A loss is not finite, or a gradient is not where no scaler would take care of it. The weights
             are as they were, and ``nonfinite.json`` tells the examples.
         DataError: The step has nothing to learn from: its weights sum to 0.
     """
-    accelerator, world = engine.accelerator, engine.accelerator.num_processes
-    own_weight = 0.0 if portion.is_filler else float(sum(batch.weight for batch in portion.batches))
-    weight = float(_sum_over_ranks(accelerator, [own_weight])[0]) if world > 1 else own_weight
-    if not weight > 0:
-        ids = [i for batch in portion.batches for i in batch.ids]
-        raise DataError(f"a step has no weight ({weight}): every target of its examples is empty: {_few(ids)}")
-
+    accelerator = engine.accelerator
+    weight = _weight(engine, portion)
     engine.optimizer.zero_grad()
-    losses: list[Tensor] = []
-    sums: dict[str, list[Tensor | float]] = {}
-    for number, batch in enumerate(portion.batches):
-        exchange = number == len(portion.batches) - 1
-        with contextlib.nullcontext() if exchange else accelerator.no_sync(engine.model):
-            output = _loss(engine, batch)
-            scale = 0.0 if portion.is_filler else world / weight
-            accelerator.backward(output.total * scale)
-        if not math.isclose(output.weight, batch.weight, rel_tol=1e-6):
-            raise RagtrainError(f"the loss has weight {output.weight}, its batch said {batch.weight}")
-        losses.append(output.total.detach())
-        for name, pair in output.parts.items():
-            so_far = sums.setdefault(name, [0.0, 0.0])
-            if not portion.is_filler:
-                sums[name] = [
-                    a + b.detach() if isinstance(b, Tensor) else a + b for a, b in zip(so_far, pair, strict=True)
-                ]
+    done = _accumulate(engine, portion, weight)
+    if isinstance(done, Full):
+        _forget(engine)
+    full_with = done.examples if isinstance(done, Full) else None
+    names = [] if isinstance(done, Full) else list(done.sums)
+    agreed = agree(accelerator, engine.parameters, names, full_with)
+    if agreed.full:
+        _forget(engine)
+        message = done.message if isinstance(done, Full) else "the device of another process is full"
+        return Full(full_with or 0, message, agreed.full_at_one > 0)
+    if isinstance(done, Full):
+        raise RagtrainError(f"the processes do not agree that a device was full: {done.message}")
 
-    if accelerator.scaler is not None:
-        accelerator.scaler.unscale_(engine.optimizer.optimizer)
+    exchange_gradients(accelerator, engine.parameters, agreed.used)
     own: list[Tensor | float] = [
-        sum(losses, torch.zeros((), device=accelerator.device)) if not portion.is_filler else 0.0,
-        0 if portion.is_filler else sum(len(batch.ids) for batch in portion.batches),
+        sum(done.losses, torch.zeros((), device=accelerator.device)),
+        sum(len(batch.ids) for batch in portion.batches),
         float(received == signal.SIGINT),
         float(received == signal.SIGTERM),
     ]
-    names = sorted(sums)
-    own += [value for name in names for value in sums[name]]
-    figures = _sum_over_ranks(accelerator, own)
-    norms = [_norm([p.grad for p in g.parameters if p.grad is not None], accelerator.device) for g in engine.groups]
-    # The one place where the host waits for the device.
+    own += [value for name in agreed.names for value in done.sums.get(name, (0.0, 0.0))]
+    figures = sum_over_ranks(accelerator, own)
+    norms = _norms(engine, frozen)
+    # With one process, the one place where the host waits for the device.
     values = torch.cat([figures, torch.stack(norms).to(figures.dtype)]).tolist()
     loss, examples, interrupts, terminations = values[:4]
     part_values, norm_values = values[4 : len(own)], values[len(own) :]
-    grad_norm = math.hypot(*norm_values)
+    group_norms = {group.name: norm for group, norm in zip(engine.groups, norm_values, strict=True)}
+    grad_norm = math.hypot(*(norm for name, norm in group_norms.items() if name not in frozen))
 
     if not math.isfinite(loss) or (not math.isfinite(grad_norm) and accelerator.scaler is None):
-        _refuse(engine, portion, losses, loss, grad_norm)
+        _refuse(engine, portion, done.losses, loss, grad_norm)
     skipped = _apply(engine, learning_rates, grad_norm)
+    pairs = zip(agreed.names, part_values[::2], part_values[1::2], strict=True)
     return Update(
         loss=loss / weight,
         weight=weight,
-        parts={n: _ratio(s, w) for n, s, w in zip(names, part_values[::2], part_values[1::2], strict=True)},
+        parts={name: _ratio(total, count) for name, total, count in pairs},
         examples=round(examples),
         grad_norm=grad_norm,
-        group_grad_norms={g.name: n for g, n in zip(engine.groups, norm_values, strict=True)},
+        group_grad_norms=group_norms,
         skipped=skipped,
         stop=signal.SIGINT if interrupts else signal.SIGTERM if terminations else None,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sums:
+    """The losses of a rank's micro-batches, and the sum and weight of each figure beside them."""
+
+    losses: list[Tensor]
+    sums: dict[str, list[Tensor | float]]
+
+
+def _weight(engine: Engine, portion: Portion) -> float:
+    """Return what the step's summed loss is divided by, over all ranks."""
+    own = float(sum(batch.weight for batch in portion.batches))
+    weight = float(sum_over_ranks(engine.accelerator, [own])[0])
+    if not weight > 0:
+        ids = [i for batch in portion.batches for i in batch.ids]
+        raise DataError(f"a step has no weight ({weight}): every target of its examples is empty: {_few(ids)}")
+    return weight
+
+
+def _accumulate(engine: Engine, portion: Portion, weight: float) -> _Sums | Full:
+    """Add the gradients of a rank's micro-batches; where the device is full and that has a remedy, stop and say so."""
+    result = _Sums([], {})
+    for batch in portion.batches:
+        output = attempt(_micro_batch, engine, batch, weight) if engine.divide else _micro_batch(engine, batch, weight)
+        if isinstance(output, str):
+            return Full(len(batch.ids), output)
+        result.losses.append(output.total)
+        for name, pair in output.parts.items():
+            so_far = result.sums.setdefault(name, [0.0, 0.0])
+            result.sums[name] = [a + b for a, b in zip(so_far, pair, strict=True)]
+    return result
+
+
+def _micro_batch(engine: Engine, batch: Batch, weight: float) -> LossOutput:
+    """Add the gradient of one micro-batch; return its figures, from which no gradient flows any more."""
+    output = _loss(engine, batch)
+    if not math.isclose(output.weight, batch.weight, rel_tol=1e-6):
+        raise RagtrainError(f"the loss has weight {output.weight}, its batch said {batch.weight}")
+    engine.accelerator.backward(output.total / weight)
+    parts = {name: (_detached(total), _detached(count)) for name, (total, count) in output.parts.items()}
+    return LossOutput(output.total.detach(), output.weight, parts)
+
+
+def _detached(value: Tensor | float) -> Tensor | float:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _forget(engine: Engine) -> None:
+    """Free the gradients of a step that is not completed."""
+    engine.optimizer.zero_grad()
+    free(engine.accelerator.device)
+
+
+def _norms(engine: Engine, frozen: Collection[str]) -> list[Tensor]:
+    """Return the gradient norm of each group; frozen groups have no gradients afterwards, so nothing acts on them."""
+    scaler, device = engine.accelerator.scaler, engine.accelerator.device
+    norms = {}
+    for group in engine.groups:
+        if group.name in frozen:
+            norm = _norm([p.grad for p in group.parameters if p.grad is not None], device)
+            # Before the scaler looks at gradients: an overflow here must not make it skip the step.
+            norms[group.name] = norm if scaler is None else norm / scaler.get_scale()
+            for parameter in group.parameters:
+                parameter.grad = None
+    if scaler is not None:
+        scaler.unscale_(engine.optimizer.optimizer)
+    for group in engine.groups:
+        if group.name not in frozen:
+            norms[group.name] = _norm([p.grad for p in group.parameters if p.grad is not None], device)
+    return [norms[group.name] for group in engine.groups]
 
 
 def _loss(engine: Engine, batch: Batch) -> LossOutput:
@@ -156,7 +236,6 @@ def _refuse(engine: Engine, portion: Portion, losses: Sequence[Tensor], loss: fl
     rows = [
         {"rank": rank, "micro_batch": number, "loss": float(value), "ids": list(batch.ids)}
         for number, (value, batch) in enumerate(zip(losses, portion.batches, strict=True))
-        if not portion.is_filler
     ]
     everywhere: list[dict[str, Any]] = gather_object(rows)
     bad = [row for row in everywhere if not math.isfinite(row["loss"])] or everywhere
@@ -193,14 +272,3 @@ def _norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
     if not gradients:
         return torch.zeros((), device=device)
     return torch.nn.utils.get_total_norm(gradients).to(device, torch.float32)
-
-
-def _sum_over_ranks(accelerator: Accelerator, values: Sequence[Tensor | float]) -> Tensor:
-    """Return the sums over ranks, (len(values),), in float64 where the device has it."""
-    device = accelerator.device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    stacked = torch.stack([torch.as_tensor(v, dtype=dtype, device=device).reshape(()) for v in values])
-    if accelerator.num_processes == 1:
-        return stacked
-    total: Tensor = accelerator.reduce(stacked, reduction="sum")
-    return total

@@ -136,8 +136,9 @@ def test_out_of_memory_names_three_flags(toy, tmp_path, cause):
     def full(model, batch):
         raise cause
 
+    config = {"batch_size": 6, "gradient_accumulation_steps": 4, "on_out_of_memory": "stop"}
     with pytest.raises(OutOfMemoryError) as caught:
-        next(train(toy, tmp_path / "run", loss=full, batch_size=6, gradient_accumulation_steps=4))
+        next(train(toy, tmp_path / "run", loss=full, source=toy.Source(micro=6), **config))
     hint = caught.value.hint or ""
     assert "--batch-size 3 --gradient-accumulation-steps 8" in hint
     assert "--gradient-checkpointing" in hint

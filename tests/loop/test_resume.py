@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from ragtrain import loop
 from ragtrain.errors import CheckpointError, ConfigError
 from ragtrain.loop import checkpoints
+from ragtrain.models import weights
 from ragtrain.runs import RunFolder
 
 
@@ -310,7 +311,7 @@ def test_half_written_leftovers_are_ignored_and_removed(toy, tmp_path):
 
 
 def test_a_failing_save_leaves_the_checkpoint_before(toy, tmp_path, monkeypatch):
-    real, calls = checkpoints.save_weights, []
+    real, calls = weights.save_weights, []
 
     def full_disk(model, folder):
         calls.append(folder)
@@ -318,7 +319,7 @@ def test_a_failing_save_leaves_the_checkpoint_before(toy, tmp_path, monkeypatch)
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_weights", full_disk)
+    monkeypatch.setattr(weights, "save_weights", full_disk)
     with pytest.raises(OSError, match="No space left"):
         go(toy, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"

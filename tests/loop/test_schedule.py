@@ -49,6 +49,7 @@ def test_closed_forms():
         ({"num_epochs": 3, "gradient_accumulation_steps": 4}, 10, 2, 6),
         ({"num_epochs": 0.5, "gradient_accumulation_steps": 2}, 10, 1, 3),
         ({"num_epochs": 0.01, "gradient_accumulation_steps": 2}, 10, 1, 1),
+        ({"num_epochs": 0.07, "gradient_accumulation_steps": 1}, 100, 1, 7),  # 0.07 * 100 is 7.000000000000001
     ],
 )
 def test_total_steps(config, micro_batches, world, expected):

@@ -94,6 +94,44 @@ def loss(model: nn.Module, batch: ToyBatch) -> LossOutput:
     return LossOutput(errors.sum(), batch.weight, {"per_example": per_example})
 
 
+class _FullBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def full_above(size: int, where: str = "forward", rank: int | None = None, call: int = 0):
+    """Return a loss for which the device is full with more than ``size`` examples, on one rank or on all.
+
+    It is full after the forward pass or in the backward pass, from the ``call``-th micro-batch on.
+    """
+    calls = 0
+
+    def full(model: nn.Module, batch: ToyBatch) -> LossOutput:
+        nonlocal calls
+        calls += 1
+        output = loss(model, batch)
+        here = rank is None or int(os.environ.get("RANK", "0")) == rank
+        if here and calls > call and len(batch.ids) > size:
+            if where == "forward":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+            return LossOutput(_FullBackward.apply(output.total), output.weight, output.parts)
+        return output
+
+    return full
+
+
+def parts_by_rank(model: nn.Module, batch: ToyBatch) -> LossOutput:
+    """A loss whose figures differ from process to process."""
+    output = loss(model, batch)
+    rank = os.environ.get("RANK", "0")
+    return LossOutput(output.total, output.weight, {**output.parts, f"of_rank_{rank}": (float(rank) + 1.0, 1.0)})
+
+
 def groups(model: nn.Module, rate: float = 0.05) -> list[loop.ParamGroup]:
     if isinstance(model, Line):
         return [loop.ParamGroup("slope", [model.a], rate), loop.ParamGroup("offset", [model.b], 2 * rate)]
@@ -133,8 +171,11 @@ def main(options: dict) -> None:
         value = sum(p.detach().abs().sum().item() for p in bare.parameters())
         return {"eval_loss": value}
 
+    value = parts_by_rank if options.get("parts_by_rank") else loss
+    if "full_above" in options:
+        value = full_above(**options["full_above"])
     steps = loop.steps(
-        model, loss, source, groups=groups(model), training=training,
+        model, value, source, groups=groups(model), training=training,
         evaluate=evaluate if options.get("evaluate") else None,
     )  # fmt: skip
     for step in steps:
