@@ -100,6 +100,13 @@ def first_hit(answers: Sequence[str], texts: Iterable[str]) -> int | None:
     return None
 
 
+def answer_matrix(answers: Sequence[Sequence[str]], texts: Sequence[str]) -> list[list[bool]]:
+    """Return for each question (outer list) which texts hold one of its answers, as ``has_answer`` says."""
+    lines = [_token_line(text) for text in texts]
+    wanted = [[line for line in map(_token_line, references) if len(line) > 1] for references in answers]
+    return [[any(answer in line for answer in own) for line in lines] for own in wanted]
+
+
 def answer_recall(first_hits: Sequence[int | None], k: int) -> float:
     """Return the share of questions with an answer among the first ``k`` passages, from the ranks of ``first_hit``."""
     if not first_hits:

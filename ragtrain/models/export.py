@@ -1,11 +1,13 @@
 """The saved form of a RAG model, and how it, or one of transformers' own, becomes a model again.
 
 final_model/
-├── config.json, model.safetensors   transformers' RagSequenceForGeneration, whole
+├── config.json, model.safetensors   transformers' RagSequenceForGeneration or RagTokenForGeneration, whole
 ├── question_encoder_tokenizer/      RagTokenizer's two halves
 ├── generator_tokenizer/
 ├── question_encoder/                each network with its tokenizer, loadable alone
 ├── generator/
+├── passage_encoder/                 where it was trained
+├── generator_adapter/, …            LoRA adapters as peft loads them; the weights above have them merged
 └── ragtrain.json                    what transformers' configuration has no field for
 """
 
@@ -18,9 +20,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import RagConfig, RagSequenceForGeneration
+from transformers import RagConfig, RagSequenceForGeneration, RagTokenForGeneration
 
 from ragtrain.errors import ConfigError, DataError
+from ragtrain.models.adapters import has_lora, merge_lora, save_adapters
 from ragtrain.models.encoder import load_encoder, wrap_dpr
 from ragtrain.models.folders import SIDECAR, hushed, load_tokenizer, load_weights, local_folder, read_json
 from ragtrain.models.rag import RagModel, RagSettings, load_generator
@@ -32,9 +35,12 @@ log = logging.getLogger("ragtrain")
 def save_rag(model: RagModel, folder: str | Path) -> Path:
     """Write a model so that this module, and plain transformers, load it.
 
-    The folder is written aside and then put in place of what stands there. An encoder that transformers' RAG cannot
-    express (anything but an unnormalised first-token BERT, see ``TextEncoder.as_dpr``, scored without temperature) is
-    saved as a part only: the root then has no ``config.json``, the sidecar says ``hf_rag: false`` and the log says so.
+    The folder is written aside and then put in place of what stands there. LoRA adapters are saved by themselves and
+    then merged into the model that was given.
+
+    What transformers' RAG cannot express is saved as parts only: an encoder that is anything but an unnormalised
+    first-token BERT (see ``TextEncoder.as_dpr``) or is scored with a temperature, a causal generator, fusion in the
+    decoder. The root then has no ``config.json``, the sidecar says ``hf_rag: false`` and the log says why.
 
     ``reduce_loss`` and ``label_smoothing`` keep transformers' defaults whatever was trained with: its ``generate``
     fails with the one and ranks answers by the smoothed loss with the other.
@@ -46,8 +52,17 @@ def save_rag(model: RagModel, folder: str | Path) -> Path:
     aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    towers = {"question_encoder": model.question_encoder}
+    if model.passage_encoder is not None:
+        towers["passage_encoder"] = model.passage_encoder
+    networks = {**{name: tower.model for name, tower in towers.items()}, "generator": model.generator}
     try:
-        model.question_encoder.save_pretrained(aside / "question_encoder")
+        for name, network in networks.items():
+            if has_lora(network):
+                save_adapters(network, aside / f"{name}_adapter")
+                merge_lora(network)
+        for name, tower in towers.items():
+            tower.save_pretrained(aside / name)
         with hushed():
             model.generator.save_pretrained(aside / "generator")
             model.generator_tokenizer.save_pretrained(aside / "generator")
@@ -80,8 +95,13 @@ def load_rag(name_or_path: str | Path) -> RagModel:
     sidecar = read_json(folder / SIDECAR)
     if "rag" in sidecar:
         encoder = load_encoder(folder / "question_encoder", role="question")
-        generator, tokenizer = load_generator(folder / "generator")
-        return RagModel(encoder, generator, tokenizer, _settings(sidecar["rag"], folder))
+        passages = folder / "passage_encoder"
+        return RagModel(
+            encoder,
+            *load_generator(folder / "generator"),
+            _settings(sidecar["rag"], folder),
+            passage_encoder=load_encoder(passages, role="passage") if passages.is_dir() else None,
+        )
     if read_json(folder / "config.json").get("model_type") != "rag":
         raise ConfigError(
             f"{str(name_or_path)!r} is no RAG model",
@@ -94,17 +114,14 @@ def load_rag(name_or_path: str | Path) -> RagModel:
 def _save_whole(model: RagModel, folder: Path) -> bool:
     """Write transformers' RAG layout, if it can express the encoder."""
     encoder = model.question_encoder
-    dpr = encoder.as_dpr()
     encoder.tokenizer.save_pretrained(folder / "question_encoder_tokenizer")
     model.generator_tokenizer.save_pretrained(folder / "generator_tokenizer")
-    if dpr is None or model.settings.score_temperature != 1:
+    reason, dpr = _inexpressible(model), encoder.as_dpr()
+    if reason is not None or dpr is None:
         log.warning(
-            "transformers' RAG has no place for this question encoder (%s, pooling %s%s, temperature %g): it is saved "
-            "as question_encoder/ and generator/, which ragtrain and transformers load one by one",
-            encoder.settings.model_class,
-            encoder.settings.pooling,
-            ", normalised" if encoder.settings.normalize else "",
-            model.settings.score_temperature,
+            "transformers' RAG has no place for %s: the model is saved as question_encoder/ and generator/, which "
+            "ragtrain and transformers load one by one",
+            reason,
         )
         return False
     if encoder.settings.query_prompt:
@@ -123,9 +140,24 @@ def _save_whole(model: RagModel, folder: Path) -> bool:
     )
     # transformers reads this attribute of every generator, and a T5 configuration has none (RAG then raises).
     config.generator.bos_token_id = getattr(model.generator.config, "bos_token_id", None)
-    whole = RagSequenceForGeneration(config=config, question_encoder=dpr, generator=model.generator)
-    whole.save_pretrained(folder)
+    kind = RagTokenForGeneration if settings.likelihood == "token" else RagSequenceForGeneration
+    kind(config=config, question_encoder=dpr, generator=model.generator).save_pretrained(folder)
     return True
+
+
+def _inexpressible(model: RagModel) -> str | None:
+    """Return what transformers' RAG cannot express of a model, or None."""
+    encoder, settings = model.question_encoder, model.settings
+    if model.reader.causal:
+        return f"a causal generator ({model.generator.config.model_type})"
+    if settings.likelihood == "fid":
+        return "fusion in the decoder"
+    if encoder.as_dpr() is None or settings.score_temperature != 1:
+        return (
+            f"this question encoder ({encoder.settings.model_class}, pooling {encoder.settings.pooling}"
+            f"{', normalised' if encoder.settings.normalize else ''}, temperature {settings.score_temperature:g})"
+        )
+    return None
 
 
 def _load_whole(folder: Path, name: str) -> RagModel:
@@ -139,6 +171,7 @@ def _load_whole(folder: Path, name: str) -> RagModel:
     }
     settings = RagSettings(
         target_style="hf",
+        likelihood="token" if "RagTokenForGeneration" in (rag.config.architectures or ()) else "sequence",
         n_docs=rag.config.n_docs,
         max_input_tokens=rag.config.max_combined_length,
         title_sep=rag.config.title_sep,

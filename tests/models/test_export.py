@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, RagSequenceForGeneration, RagTokenizer
 
 from ragtrain.errors import ConfigError, DataError
-from ragtrain.models.decode import decode
+from ragtrain.models.decoding import decode
 from ragtrain.models.encoder import load_encoder
 from ragtrain.models.export import load_rag, save_rag
 from ragtrain.models.rag import RagModel, RagSettings, load_generator
