@@ -11,13 +11,14 @@ for the questions at hand, which is the ``retrieve`` that ``RagModel.forward`` a
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from ragtrain.data.prompts import assemble, layout_for
 from ragtrain.data.tokens import TokenStore
 from ragtrain.errors import IndexMismatchError, RagtrainError
+from ragtrain.index import fusion
 from ragtrain.models.rag import Retrieved
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragtrain.data.prompts import Layout
+    from ragtrain.index.bm25 import BM25Index
     from ragtrain.index.search import DenseIndex, Hits, Searcher
     from ragtrain.models.rag import RagModel
     from ragtrain.records import Passage
@@ -43,6 +45,8 @@ class Retriever:
         layout: how passage and question become one generator input.
         n_docs: passages handed to the generator for each question.
         max_input_tokens: longest generator input; the passage gives way, never the question.
+        retrieval: what chooses passages: vectors, words, or both. Their scores are inner products in every case.
+        words: search by words; None where vectors alone choose.
     """
 
     index: DenseIndex
@@ -51,10 +55,19 @@ class Retriever:
     layout: Layout
     n_docs: int
     max_input_tokens: int
+    retrieval: fusion.Retrieval = "dense"
+    words: BM25Index | None = None
 
     @classmethod
     def for_model(
-        cls, index: DenseIndex, model: RagModel, *, device: torch.device | str = "cpu", n_docs: int | None = None
+        cls,
+        index: DenseIndex,
+        model: RagModel,
+        *,
+        device: torch.device | str = "cpu",
+        n_docs: int | None = None,
+        retrieval: fusion.Retrieval = "dense",
+        search_index: Literal["flat", "faiss"] = "flat",
     ) -> Retriever:
         """Return a retriever that feeds a model from an index; the passages are tokenised where they are not yet.
 
@@ -63,8 +76,11 @@ class Retriever:
             model: whose tokenizer, input length and number of passages are used.
             device: where the vectors are searched and what is retrieved is returned: the model's.
             n_docs: passages handed to the generator; without it, as many as the model was trained with.
+            retrieval: what chooses passages: vectors, words (BM25), or both by reciprocal rank fusion.
+            search_index: search the vectors exactly, or ``index.faiss`` as it is.
 
         Raises:
+            DataError: the index has no ``index.faiss`` or no BM25 index where it is to be searched.
             IndexMismatchError: vectors and question encoder have different dimensions.
         """
         if index.dim != model.question_encoder.dim:
@@ -78,17 +94,24 @@ class Retriever:
         sha256 = index.manifest["passages_sha256"]
         tokens = TokenStore.for_index(index.path, index.passages, tokenizer, layout=layout, passages_sha256=sha256)
         settings = model.settings
-        return cls(index, index.searcher(device), tokens, layout, n_docs or settings.n_docs, settings.max_input_tokens)
+        searcher, words = index.searcher(device, backend=search_index), None if retrieval == "dense" else index.words()
+        n_docs = n_docs or settings.n_docs
+        return cls(index, searcher, tokens, layout, n_docs, settings.max_input_tokens, retrieval, words)
 
-    def search(self, queries: Tensor, n_docs: int | None = None) -> Hits:
-        """Return the best ``n_docs`` passages of each question vector, best first; no gradient flows through it.
+    def search(self, queries: Tensor, n_docs: int | None = None, *, texts: Sequence[str] | None = None) -> Hits:
+        """Return the best ``n_docs`` passages of each question, best first; no gradient flows through it.
 
         Args:
-            queries: (batch, dim), any floating type.
+            queries: (batch, dim) question vectors, any floating type.
             n_docs: how many; without it, the retriever's own number.
+            texts: the questions, where ``retrieval`` looks at words.
+
+        Raises:
+            RagtrainError: texts are needed and missing.
         """
         with torch.no_grad():
-            return self.searcher.search(queries.detach().float(), n_docs or self.n_docs)
+            vectors = queries.detach().float()
+            return fusion.search(self.searcher, self.words, self.retrieval, vectors, texts, n_docs or self.n_docs)
 
     def gather(self, hits: Hits, question_tokens: Sequence[np.ndarray], n_docs: int | None = None) -> Retrieved:
         """Return vectors and generator inputs of the first ``n_docs`` hits of each question.
@@ -115,7 +138,12 @@ class Retriever:
         )
 
     def for_questions(
-        self, question_tokens: Sequence[np.ndarray], *, n_docs: int | None = None, depth: int | None = None
+        self,
+        question_tokens: Sequence[np.ndarray],
+        *,
+        n_docs: int | None = None,
+        depth: int | None = None,
+        texts: Sequence[str] | None = None,
     ) -> Lookup:
         """Return the ``retrieve`` of one batch: call it with the batch's question vectors.
 
@@ -123,8 +151,9 @@ class Retriever:
             question_tokens: the batch's questions in the generator's tokens, without special ones.
             n_docs: passages handed to the generator; without it, the retriever's own number.
             depth: passages searched for, at least ``n_docs``; the rest is kept in ``hits`` only.
+            texts: the questions as they were asked, where ``retrieval`` looks at words.
         """
-        return Lookup(self, question_tokens, n_docs or self.n_docs, depth)
+        return Lookup(self, question_tokens, n_docs or self.n_docs, depth, texts)
 
     def passages(self, hits: Hits, row: int) -> list[Passage]:
         """Return the passages found for one question of the batch, best first."""
@@ -136,9 +165,14 @@ class Lookup:
     """Retrieval for one batch of questions; remembers in ``hits`` what was found last."""
 
     def __init__(
-        self, retriever: Retriever, question_tokens: Sequence[np.ndarray], n_docs: int, depth: int | None
+        self,
+        retriever: Retriever,
+        question_tokens: Sequence[np.ndarray],
+        n_docs: int,
+        depth: int | None,
+        texts: Sequence[str] | None = None,
     ) -> None:
-        self.retriever, self.question_tokens = retriever, question_tokens
+        self.retriever, self.question_tokens, self.texts = retriever, question_tokens, texts
         self.n_docs, self.depth = n_docs, max(n_docs, depth or n_docs)
         self._hits: Hits | None = None
 
@@ -151,5 +185,5 @@ class Lookup:
 
     def __call__(self, queries: Tensor) -> Retrieved:
         """Search with question vectors (batch, dim) and return the generator's ``n_docs`` passages for each."""
-        self._hits = self.retriever.search(queries, self.depth)
+        self._hits = self.retriever.search(queries, self.depth, texts=self.texts)
         return self.retriever.gather(self._hits, self.question_tokens, self.n_docs)

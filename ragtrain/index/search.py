@@ -12,9 +12,11 @@ import numpy as np
 
 from ragtrain.config.commands import EncoderConfig
 from ragtrain.errors import DataError, IndexMismatchError
+from ragtrain.index.again import prepare_command
+from ragtrain.index.bm25 import BM25Index
 from ragtrain.index.encode import FORMAT, MANIFEST_FILE, VECTORS_FILE, VERSION
 from ragtrain.index.exact import Hits, Searcher
-from ragtrain.index.faiss_flat import FAISS_FILE, FaissSearcher
+from ragtrain.index.faiss_search import FAISS_FILE, FaissSearcher
 from ragtrain.index.foreign import LineForm, LineStore, Place, find, is_index
 from ragtrain.index.passages import OFFSETS_FILE, PassageStore
 
@@ -107,23 +109,36 @@ class DenseIndex:
         return EncoderConfig.model_validate(self.manifest["encoder"].get("config") or {})
 
     def searcher(
-        self, device: torch.device | str = "cpu", *, backend: Literal["flat", "faiss-flat"] = "flat"
+        self, device: torch.device | str = "cpu", *, backend: Literal["flat", "faiss", "faiss-flat"] = "flat"
     ) -> Searcher:
         """Return a searcher that holds the vectors on a device.
 
         Args:
             device: where the matrix lies and where hits are returned.
-            backend: ``flat`` is a matrix product in torch; ``faiss-flat`` uses ``index.faiss``, on the CPU.
+            backend: ``flat`` is exact search in torch; ``faiss`` (or ``faiss-flat``) uses ``index.faiss``, whatever its
+                type, on the CPU.
 
         Raises:
             ConfigError: faiss is not installed.
             DataError: ``index.faiss`` is missing or does not fit the index.
         """
         max_norm = self.manifest.get("max_norm")
-        if backend == "faiss-flat":
-            path = self.file(FAISS_FILE)
-            return FaissSearcher(path, self.vectors, device, metric=self.metric, max_norm=max_norm)
-        return Searcher(self.vectors, device, metric=self.metric, max_norm=max_norm)
+        if backend == "flat":
+            return Searcher(self.vectors, device, metric=self.metric, max_norm=max_norm)
+        kind = "faiss-flat" if backend == "faiss-flat" else "hnsw"
+        hint = f"write it with `{prepare_command(self.path, self.manifest, '--index-type', kind)}`"
+        path = self.file(FAISS_FILE)
+        return FaissSearcher(path, self.vectors, device, metric=self.metric, max_norm=max_norm, hint=hint)
+
+    def words(self) -> BM25Index:
+        """Return search by words in this index's passages.
+
+        Raises:
+            ConfigError: bm25s is not installed.
+            DataError: the index has no ``bm25`` folder, or it was made from other passages.
+        """
+        hint = f"write it with `{prepare_command(self.path, self.manifest, '--bm25')}`"
+        return BM25Index.open(self.path, self.manifest, hint)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

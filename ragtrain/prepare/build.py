@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ragtrain import report
 from ragtrain.errors import ConfigError, DataError
-from ragtrain.index.encode import IndexWriter, Metric, add_faiss
-from ragtrain.index.faiss_flat import FAISS_FILE, import_faiss
+from ragtrain.index.encode import IndexWriter, Metric
 from ragtrain.index.search import DenseIndex
+from ragtrain.prepare.beside import check_libraries, complete
 from ragtrain.prepare.encoders import encode, encoder_entry, passage_encoder, resolve_device
 from ragtrain.prepare.plan import plan
 from ragtrain.prepare.source import Source, default_output
@@ -44,6 +44,7 @@ class PrepareResult:
     skipped: int
     reused: bool = False
     plan: dict[str, Any] | None = None
+    verification: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -57,10 +58,13 @@ def run(config: PrepareConfig) -> PrepareResult:
         ConfigError: the encoder cannot be loaded, faiss is missing, or something else stands at the output path.
         DataError: the passages cannot be read, or one of them has no usable vector.
     """
+    if config.index_path is not None:
+        from ragtrain.prepare import adopt  # which makes a PrepareResult itself
+
+        return adopt.run(config)
     started = time.monotonic()
     # 1. What there is to encode, and with what.
-    if config.index_type == "faiss-flat":
-        import_faiss()
+    check_libraries(config)
     source = Source(config)
     path = config.output_dir or default_output(source.path)
     device = resolve_device(config.device)
@@ -79,6 +83,7 @@ def run(config: PrepareConfig) -> PrepareResult:
     fingerprint = encoder.fingerprint()
     found = _finished(config, path, source, fingerprint)
     if found is not None:
+        complete(config, path)
         seconds = time.monotonic() - started
         return PrepareResult(
             path, found.count, found.dim, found.metric, seconds, source.read, source.skipped, reused=True
@@ -101,8 +106,8 @@ def run(config: PrepareConfig) -> PrepareResult:
                 "path": str(source.path), "format": source.format, "passages": source.read, "skipped": source.skipped,
             },
             splitting={"passage_words": config.passage_words, "overlap": config.overlap},
-            faiss=config.index_type == "faiss-flat",
         )  # fmt: skip
+    complete(config, path)
     seconds = time.monotonic() - started
     report.panel("Index", [
         ("path", path), ("passages", source.read), ("skipped", source.skipped), ("pieces", written.count),
@@ -134,11 +139,9 @@ def _finished(config: PrepareConfig, path: Path, source: Source, fingerprint: st
     }
     differences = [f"{name} ({there} there, {here} asked)" for name, (there, here) in asked.items() if there != here]
     if not differences:
-        if config.index_type == "faiss-flat" and FAISS_FILE not in manifest["files"]:
-            log.info("%s holds this index already; only %s is added", path, FAISS_FILE)
-            add_faiss(path, manifest)
-        else:
-            log.info("%s holds this index already (same passages, encoder and settings): nothing to do", path)
+        log.info(
+            "%s holds this index already (same passages, encoder and settings): nothing to do for its vectors", path
+        )
         return index
     if not config.overwrite:
         raise ConfigError(

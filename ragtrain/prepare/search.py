@@ -9,6 +9,7 @@ import torch
 
 from ragtrain import report
 from ragtrain.errors import ConfigError
+from ragtrain.index import fusion
 from ragtrain.index.search import DenseIndex
 from ragtrain.prepare.encoders import question_encoder, resolve_device
 
@@ -26,6 +27,8 @@ class SearchResult:
     index_path: Path
     encoder: str
     metric: str
+    retrieval: str
+    search_index: str
     hits: tuple[dict[str, Any], ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -38,7 +41,7 @@ def search(config: SearchConfig) -> SearchResult:
 
     Raises:
         ConfigError: there is no question, or no encoder for it.
-        DataError: the index is damaged.
+        DataError: the index is damaged, or has no ``index.faiss`` or BM25 index where it is to be searched.
         IndexMismatchError: question encoder and index have different dimensions.
     """
     if not config.question.strip():
@@ -47,18 +50,23 @@ def search(config: SearchConfig) -> SearchResult:
     device = resolve_device(config.device)
     encoder = question_encoder(index, config.encoder).to(device)
     vectors = torch.from_numpy(encoder.encode_questions([config.question], device=device))
-    found = index.searcher(device).search(vectors, config.n_docs)
+    searcher = index.searcher(device, backend=config.search_index)
+    words = None if config.retrieval == "dense" else index.words()
+    found = fusion.search(searcher, words, config.retrieval, vectors, [config.question], config.n_docs)
     rows: list[dict[str, Any]] = []
     for position, score in zip(found.ids[0].tolist(), found.scores[0].tolist(), strict=True):
         if position >= 0:
             passage = index.passages[position]
             rows.append({**passage.to_json(), "rank": len(rows) + 1, "score": score, "position": position})
+    how = f"{config.retrieval}, {config.search_index}"
     report.table(
-        f"{config.question}  ({index.count} passages, {index.metric})", ["rank", "score", "id", "title", "text"],
+        f"{config.question}  ({index.count} passages, {how}, scores: {index.metric})", ["rank", "score", "id", "title", "text"],
         [[row["rank"], f"{row['score']:.3f}", row["id"], row["title"], _shortened(row["text"])] for row in rows],
     )  # fmt: skip
     name = config.encoder or index.question_encoder or "built-in demo encoder"
-    return SearchResult(config.question, config.index_path, str(name), index.metric, tuple(rows))
+    return SearchResult(
+        config.question, config.index_path, str(name), index.metric, config.retrieval, config.search_index, tuple(rows)
+    )
 
 
 def _shortened(text: str, limit: int = 100) -> str:

@@ -229,7 +229,7 @@ def test_faiss_file_that_does_not_fit(make_index, tmp_path: Path) -> None:
     euclidean = faiss.IndexFlatL2(DIM)
     euclidean.add(vectors_of(10))
     faiss.write_index(euclidean, str(path))
-    with pytest.raises(IndexMismatchError, match="holds 10 vectors of 24 dimensions, metric 1"):
+    with pytest.raises(IndexMismatchError, match=r"ranks by distance \(metric 1, L2\).* lengths go from"):
         index.searcher(backend="faiss-flat")
     path.write_bytes(b"1234")
     with pytest.raises(DataError, match="faiss cannot read it"):

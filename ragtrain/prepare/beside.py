@@ -1,0 +1,133 @@
+"""What stands beside the vectors of an index: ``index.faiss`` of any type, measured, and the BM25 index.
+
+Both are added to a finished folder, whether it was made now or long ago, and replaced where other ones are asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from ragtrain import report
+from ragtrain.errors import ConfigError
+from ragtrain.index import ann
+from ragtrain.index.bm25 import WORDS_FILE, add_bm25, import_bm25s
+from ragtrain.index.encode import MANIFEST_FILE, file_entry
+from ragtrain.index.exact import Searcher
+from ragtrain.index.faiss_search import FAISS_FILE, FaissSearcher, import_faiss
+from ragtrain.index.search import DenseIndex
+from ragtrain.records import write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ragtrain.config.commands import PrepareConfig
+
+log = logging.getLogger("ragtrain")
+
+#: Passages read at a time.
+CHUNK = 4096
+
+
+def check_libraries(config: PrepareConfig) -> None:
+    """Refuse before hours of encoding what could not be written after them.
+
+    Raises:
+        ConfigError: faiss or bm25s is asked for and not installed.
+    """
+    if config.index_type != "flat":
+        import_faiss()
+    if config.bm25:
+        import_bm25s()
+
+
+def complete(config: PrepareConfig, path: Path) -> None:
+    """Add ``index.faiss`` and the BM25 index to a finished folder, where they are asked for and not there yet.
+
+    Raises:
+        ConfigError: the vectors cannot be indexed as asked.
+        DataError: no passage has a word.
+    """
+    if config.index_type != "flat":
+        add_index(DenseIndex.open(path), config)
+    if config.bm25:
+        index = DenseIndex.open(path)
+        if f"bm25/{WORDS_FILE}" in index.manifest["files"]:
+            log.info("%s has a BM25 index already", path)
+            return
+        bar: report.Progress[None] = report.progress(index.count, "Reading words")
+        with bar:
+            passages = (p for i in range(0, index.count, CHUNK) for p in index.passages[i : i + CHUNK])
+            add_bm25(path, index.manifest, passages, progress=bar.advance)
+
+
+def add_index(index: DenseIndex, config: PrepareConfig) -> None:
+    """Write ``index.faiss`` of the type asked for into a finished folder, measure it, and note both in the manifest.
+
+    Raises:
+        ConfigError: the vectors cannot be indexed as asked.
+    """
+    kind = config.index_type
+    if kind == "flat":
+        raise ConfigError("a flat index needs no faiss file", hint="--index-type faiss-flat writes one")
+    settings = ann.settings_for(kind, config.ann, index.count, index.dim)
+    manifest = index.manifest
+    there = manifest.get("ann") or ({"type": "faiss-flat", "settings": {}} if FAISS_FILE in manifest["files"] else {})
+    if (there.get("type"), there.get("settings")) == (kind, settings):
+        log.info("%s has this %s already (%s)", index.path, FAISS_FILE, kind)
+        return
+    started = time.monotonic()
+    aside = index.path / f".{FAISS_FILE}.tmp-{os.getpid()}"
+    about: dict[str, Any] = {"type": kind, "settings": settings}
+    try:
+        bar: report.Progress[None] = report.progress(index.count, f"Building {kind}")
+        with bar:
+            built = ann.build(index.vectors, kind, settings, bar.advance)
+        import_faiss().write_index(built, str(aside))
+        del built
+        about["seconds"] = round(time.monotonic() - started, 1)
+        entry = file_entry(aside)
+        about["bytes"] = entry["size"]
+        if kind != "faiss-flat":
+            about.update(measured(index, aside, config.ann.recall_samples))
+        aside.replace(index.path / FAISS_FILE)
+    finally:
+        aside.unlink(missing_ok=True)
+    write_json(
+        index.path / MANIFEST_FILE, {**manifest, "files": {**manifest["files"], FAISS_FILE: entry}, "ann": about}
+    )
+    _show(index, about)
+
+
+def measured(index: DenseIndex, path: Path, samples: int) -> dict[str, Any]:
+    """Return recall of a faiss file against exact search, what it was measured with, and milliseconds a question."""
+    max_norm = index.manifest.get("max_norm")
+    exact = Searcher(index.vectors, metric=index.metric, max_norm=max_norm)
+    approximate = FaissSearcher(path, index.vectors, metric=index.metric, max_norm=max_norm)
+    found = ann.measure(approximate, exact, index.vectors, samples)
+    return {
+        "recall": {str(n): round(share, 4) for n, share in found.recall.items()},
+        "queries": found.queries,
+        "ms_per_query": {"exact": round(found.exact_ms, 3), "approximate": round(found.approximate_ms, 3)},
+    }
+
+
+def _show(index: DenseIndex, about: dict[str, Any]) -> None:
+    kind, size = about["type"], f"{about['bytes']:,}"
+    if "recall" not in about:
+        report.panel("faiss index", [("type", kind), ("bytes", size), ("seconds", about["seconds"])])
+        return
+    depths = list(about["recall"])
+    exact_bytes = f"{index.vectors.nbytes:,}"
+    milliseconds = about["ms_per_query"]
+    queries = about["queries"]
+    report.table(
+        f"{kind} against exact search: {queries['count']} queries ({queries['what']}), {ann.BATCH} at a time",
+        ["search", *(f"recall@{n}" for n in depths), "ms/query", "bytes"],
+        [
+            ["exact", *("100.0%" for _ in depths), f"{milliseconds['exact']:.2f}", exact_bytes],
+            [kind, *(f"{about['recall'][n]:.1%}" for n in depths), f"{milliseconds['approximate']:.2f}", size],
+        ],
+    )  # fmt: skip
