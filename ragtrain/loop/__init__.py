@@ -3,11 +3,14 @@
 ``for step in loop.steps(model, loss, source, groups=…, training=loop.Training(…), evaluate=…): …``
 
 feed.py         plan → one rank's micro-batches of each step, collated ahead
-update.py       one optimizer step: accumulate, exchange, measure, clip, update
+update.py       one optimizer step: accumulate, agree, exchange, measure, clip, update
 schedule.py     number of steps, learning rate, precision, optimizer
 checkpoints.py  folders that are whole or are not there; exact resume
 frame.py        what must agree between a checkpoint and the run that goes on from it
 signals.py      SIGINT and SIGTERM end a run after the step in progress
+evaluation.py   in the middle of training: the best checkpoint, and patience
+exchange.py     what the processes tell each other: figures, full devices, gradients
+oom.py          a full device: smaller micro-batches, or an error that names what to change
 journal.py      Step, log line, metrics.jsonl, trackers
 settings.py     what a stretch of training is told
 steps.py        the generator that holds them together

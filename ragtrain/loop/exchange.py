@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ragtrain.errors import RagtrainError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from accelerate import Accelerator
 
@@ -30,19 +30,24 @@ HASH_BITS = 24
 """Of a name list: its square is exact in float64, summed over many thousand processes."""
 
 
-def share_weights(accelerator: Accelerator, model: nn.Module) -> None:
-    """Give every process the weights and buffers of the first one.
+def check_same(values: Mapping[str, object]) -> None:
+    """Raise, on every process, unless all of them have the same values: a difference would leave some waiting later.
 
     Raises:
-        RagtrainError: The processes built different models.
+        RagtrainError: Naming what differs.
     """
-    if accelerator.num_processes == 1:
-        return
-    named = [*model.named_parameters(), *model.named_buffers()]
-    seen = gather_object([[(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in named]])
-    if any(each != seen[0] for each in seen):
-        raise RagtrainError("the processes of this run built different models")
-    for _, tensor in named:
+    seen: list[dict[str, object]] = gather_object([dict(values)])
+    different = [name for name in values if any(each[name] != seen[0][name] for each in seen)]
+    if different:
+        raise RagtrainError(
+            f"the processes of this run have different {' and '.join(different)}",
+            hint="every process must read the same files, with the same configuration and seed",
+        )
+
+
+def share_weights(model: nn.Module) -> None:
+    """Give every process the weights and buffers of the first one."""
+    for tensor in (*model.parameters(), *model.buffers()):
         data = tensor.detach()
         whole = data.contiguous()
         # gloo has no booleans

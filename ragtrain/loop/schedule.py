@@ -91,7 +91,8 @@ def check_groups(model: nn.Module, groups: Sequence[ParamGroup]) -> None:
     """Raise unless every trainable parameter of the model is in exactly one group.
 
     Raises:
-        RagtrainError: One is in no group or in two, two groups have one name, or at first all of them are frozen.
+        RagtrainError: One is in no group or in two, a group has one that is not the model's, two groups have one name, or
+            at first all of them are frozen.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     if len({group.name for group in groups}) < len(groups):
@@ -102,7 +103,9 @@ def check_groups(model: nn.Module, groups: Sequence[ParamGroup]) -> None:
     owner: dict[int, str] = {}
     for group in groups:
         for parameter in group.parameters:
-            name = names.get(id(parameter), "a parameter that is not the model's")
+            name = names.get(id(parameter))
+            if name is None:
+                raise RagtrainError(f"parameter group {group.name} has a parameter that is not the model's")
             if id(parameter) in owner:
                 raise RagtrainError(f"{name} is in two parameter groups: {owner[id(parameter)]} and {group.name}")
             owner[id(parameter)] = group.name

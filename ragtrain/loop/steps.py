@@ -7,17 +7,17 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import nn
 
-from ragtrain.errors import CheckpointError, ConfigError, Interrupted, NumericsError, RagtrainError
+from ragtrain.errors import CheckpointError, Interrupted, NumericsError, RagtrainError
 from ragtrain.loop import checkpoints, schedule
 from ragtrain.loop.checkpoints import Checkpoint, State
-from ragtrain.loop.exchange import share_weights
+from ragtrain.loop.evaluation import Evaluate, evaluation, judged
+from ragtrain.loop.exchange import check_same, share_weights
 from ragtrain.loop.feed import BatchSource, Feed, Portion, Slot, plan_fingerprint, portion, slots
 from ragtrain.loop.frame import check_frame, frame
 from ragtrain.loop.journal import Journal, Step, check_trackers
@@ -30,6 +30,7 @@ from ragtrain.runs import is_main_process
 
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from accelerate import Accelerator
@@ -38,10 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ragtrain")
 
-Evaluate = Callable[[nn.Module], Mapping[str, float]]
-
-LOWER_IS_BETTER = ("loss", "nll", "perplexity")
-"""What the name of a metric contains that is better when it is smaller."""
 MAX_SKIPPED = 25
 """fp16 overflows in a row after which the scale, halved each time, cannot be what is wrong."""
 
@@ -134,7 +131,9 @@ class _Loop:
         # Not wrapped for several processes: exchange.py adds their gradients up.
         prepared = self.accelerator.prepare_model(model, evaluation_mode=True)
         prepared_optimizer = self.accelerator.prepare_optimizer(optimizer)
-        share_weights(self.accelerator, model)
+        if self.world > 1:
+            self._check_processes(model, groups, 0 if checkpoint is None else checkpoint.state.epoch)
+            share_weights(model)
         # Accelerate replaces the model's forward; whoever exports the model afterwards gets it as it was.
         closing.callback(self.accelerator.unwrap_model, prepared, keep_fp32_wrapper=False)
         prepared.train()
@@ -151,6 +150,16 @@ class _Loop:
         self.accelerator.wait_for_everyone()
         self.journal = Journal(run, self.training.trackers, self.state.step, self.total, self.config.logging_steps)
         closing.callback(self.journal.close)
+
+    def _check_processes(self, model: nn.Module, groups: Sequence[ParamGroup], epoch: int) -> None:
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        check_same(
+            {
+                "training examples": (self.total, self._frame(epoch)["plan"]),
+                "models": [(name, tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items()],
+                "parameter groups": [(group.name, [names[id(p)] for p in group.parameters]) for group in groups],
+            }
+        )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         content = checkpoints.load_training(checkpoint.path)
@@ -288,7 +297,7 @@ class _Loop:
                 state.pending = dataclasses.asdict(step)
                 self._save()
             self._end_if_stopped()
-            step = self._evaluated(step, self._evaluation(self.evaluate))
+            step = judged(step, evaluation(self.accelerator, self.engine.model, self.evaluate), state, config)
             save = save or step.is_best or step.is_last or state.pending is not None
         state.pending = None
         self.done = step.is_last
@@ -298,43 +307,6 @@ class _Loop:
         if save:
             self._save()
         return step
-
-    def _evaluated(self, step: Step, result: dict[str, float]) -> Step:
-        """Compare with the best so far, and count towards early stopping."""
-        state, wanted = self.state, self.config.best_metric
-        if wanted not in result:
-            raise ConfigError(
-                f"loop.best_metric: the evaluation has no {wanted!r}", hint=f"it has {', '.join(sorted(result))}"
-            )
-        value, best = result[wanted], state.best_value
-        lower_is_better = any(word in wanted for word in LOWER_IS_BETTER)
-        is_best = not math.isnan(value) and (best is None or (value < best if lower_is_better else value > best))
-        if is_best:
-            state.best_value, state.best_step, state.stale = value, step.index, 0
-        else:
-            state.stale += 1
-        patience = self.config.early_stopping_patience
-        ended = patience is not None and state.stale >= patience
-        if ended and not step.is_last:
-            logger.info("stopping early: %d evaluations without a better %s", state.stale, wanted)
-        return dataclasses.replace(step, evaluation=result, is_best=is_best, is_last=step.is_last or ended)
-
-    def _evaluation(self, evaluate: Evaluate) -> dict[str, float]:
-        """Evaluate the bare model; training modes and random generators are afterwards as they were."""
-        model = self.accelerator.unwrap_model(self.engine.model)
-        modes = [(module, module.training) for module in model.modules()]
-        before = checkpoints.random_state(self.accelerator.device)
-        model.eval()
-        try:
-            with torch.no_grad():
-                shared = [dict(evaluate(model))]
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            checkpoints.set_random_state(before, self.accelerator.device)
-        if self.world > 1:
-            broadcast_object_list(shared, from_process=0)
-        return shared[0]
 
     # ---- saving and ending
 

@@ -57,7 +57,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """Read what ``save_weights`` wrote into a model of the same structure; nothing is changed where it does not fit.
 
     Of a file without the frozen weights everything must be the model's, and everything else of the model must be the
-    base it was trained on. Where the model has frozen parameters itself, they must be exactly those the file lacks.
+    base it was trained on, whether the model has it frozen (to go on training) or not (to be evaluated).
 
     Raises:
         CheckpointError: A weight is missing, has another shape, or is not one of the model's; or the base is another.
@@ -83,13 +83,12 @@ def _load_partial(model: nn.Module, tensors: Mapping[str, Tensor], about: Mappin
         "it has weights that the model has not": tensors.keys() - targets.keys(),
         "it lacks buffers of the model": buffers.keys() - tensors.keys(),
     }
-    if is_partial(model):
-        problems["it lacks weights that are trained here"] = {n for n, p in base.items() if p.requires_grad}
-        problems["it has weights that are frozen here"] = {
-            n for n in tensors.keys() & parameters.keys() if not parameters[n].requires_grad
-        }
-    elif len(base) != int(about.get(BASE_COUNT, len(base))):
-        problems[f"it was made on {about[BASE_COUNT]} frozen weights, and of the model's it lacks"] = base.keys()
+    count = int(about.get(BASE_COUNT, len(base)))
+    if len(base) != count:
+        lacking = {name for name, parameter in base.items() if parameter.requires_grad}
+        problems[f"it was trained on {count} frozen weights, and of the model's {len(parameters)} it lacks"] = (
+            lacking if is_partial(model) and lacking else base.keys()
+        )
     problems["their shapes differ"] = {
         name for name in tensors.keys() & targets.keys() if tensors[name].shape != targets[name].shape
     }

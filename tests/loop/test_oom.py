@@ -179,6 +179,16 @@ def test_other_errors_are_not_repeated(toy, tmp_path):
     assert len(calls) == 1
 
 
+def test_an_allocation_that_really_fails(toy, tmp_path):
+    def greedy(model, batch):
+        if len(batch.ids) > 1:
+            torch.empty(2**52)
+        return toy.loss(model, batch)
+
+    steps, _ = train(toy, tmp_path / "run", greedy)
+    assert [step.micro_batch_size for step in steps] == [1] * 6
+
+
 def test_words_of_libraries():
     assert oom.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"))
     assert not oom.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_INVALID_VALUE"))
@@ -235,3 +245,10 @@ def test_figures_that_only_some_processes_have(tmp_path, start):
         parts = json.loads(line)["parts"]
         assert (parts["of_rank_0"], parts["of_rank_1"]) == (1.0, 2.0)
         assert parts["per_example"] > 0
+
+
+def test_processes_with_different_data_are_refused(tmp_path, start):
+    config = {"max_steps": 3, "save_steps": None, "gradient_accumulation_steps": 1}
+    ended = start(2, out=tmp_path / "run", more_by_rank=4, config=config)
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.count("the processes of this run have different training examples") == 2

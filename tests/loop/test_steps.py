@@ -168,6 +168,9 @@ def test_groups_must_cover_the_model_once(toy, tmp_path):
     whole = toy.groups(model)
     with pytest.raises(RagtrainError, match=r"second\.weight is trainable and in no parameter group"):
         next(loop.steps(model, toy.loss, toy.Source(), groups=whole[:1], training=training))
+    foreign = [*whole, loop.ParamGroup("other", [torch.nn.Parameter(torch.ones(1))], 1.0)]
+    with pytest.raises(RagtrainError, match="parameter group other has a parameter that is not the model's"):
+        next(loop.steps(model, toy.loss, toy.Source(), groups=foreign, training=training))
     twice = [*whole, loop.ParamGroup("again", [model.second.bias], 1.0)]
     with pytest.raises(RagtrainError, match=r"second\.bias is in two parameter groups: rest and again"):
         next(loop.steps(model, toy.loss, toy.Source(), groups=twice, training=training))

@@ -158,7 +158,8 @@ def main(options: dict) -> None:
     training = settings(out, options.get("optim"), **options.get("config", {}))
     report.add_log_file(training.run.log_file)
     model = Line() if options.get("model") == "line" else Net(options.get("dropout", 0.3))
-    source = Source(micro=options.get("micro", 4), bad=options.get("bad"), n=options.get("n", 24))
+    n = options.get("n", 24) + options.get("more_by_rank", 0) * int(os.environ.get("RANK", "0"))
+    source = Source(micro=options.get("micro", 4), bad=options.get("bad"), n=n)
     evaluations = 0
 
     def evaluate(bare: nn.Module) -> dict[str, float]:
