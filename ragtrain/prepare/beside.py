@@ -21,6 +21,7 @@ from ragtrain.index.search import DenseIndex
 from ragtrain.records import write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ragtrain.config.commands import PrepareConfig
@@ -29,6 +30,8 @@ log = logging.getLogger("ragtrain")
 
 #: Passages read at a time.
 CHUNK = 4096
+#: What another tool's faiss file is called in the manifest when ours takes its place; the file stays where it is.
+ADOPTED_FILE = "adopted.faiss"
 
 
 def check_libraries(config: PrepareConfig) -> None:
@@ -74,7 +77,12 @@ def add_index(index: DenseIndex, config: PrepareConfig) -> None:
         raise ConfigError("a flat index needs no faiss file", hint="--index-type faiss-flat writes one")
     settings = ann.settings_for(kind, config.ann, index.count, index.dim)
     manifest = index.manifest
-    there = manifest.get("ann") or ({"type": "faiss-flat", "settings": {}} if FAISS_FILE in manifest["files"] else {})
+    if (manifest.get("vectors") or {}).get("file") == FAISS_FILE and _stands_in_the_way(index):
+        raise ConfigError(
+            f"{index.path / FAISS_FILE} was adopted as it stands and holds the vectors: it is not replaced",
+            hint="adopt it into a folder of its own with --output-dir",
+        )
+    there = manifest.get("ann") or _plain(manifest)
     if (there.get("type"), there.get("settings")) == (kind, settings):
         log.info("%s has this %s already (%s)", index.path, FAISS_FILE, kind)
         return
@@ -92,6 +100,7 @@ def add_index(index: DenseIndex, config: PrepareConfig) -> None:
         about["bytes"] = entry["size"]
         if kind != "faiss-flat":
             about.update(measured(index, aside, config.ann.recall_samples))
+        manifest = _without_adopted(manifest)
         aside.replace(index.path / FAISS_FILE)
     finally:
         aside.unlink(missing_ok=True)
@@ -99,6 +108,26 @@ def add_index(index: DenseIndex, config: PrepareConfig) -> None:
         index.path / MANIFEST_FILE, {**manifest, "files": {**manifest["files"], FAISS_FILE: entry}, "ann": about}
     )
     _show(index, about)
+
+
+def _stands_in_the_way(index: DenseIndex) -> bool:
+    return index.file(FAISS_FILE).resolve() == (index.path / FAISS_FILE).resolve()
+
+
+def _plain(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``index.faiss`` is where the manifest does not say: flat, unless it is another tool's."""
+    ours = FAISS_FILE in manifest["files"] and (manifest.get("vectors") or {}).get("file") != FAISS_FILE
+    return {"type": "faiss-flat", "settings": {}} if ours else {}
+
+
+def _without_adopted(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest with another tool's ``index.faiss``, which holds the vectors, under a name of its own."""
+    held = manifest.get("vectors") or {}
+    if held.get("file") != FAISS_FILE:
+        return manifest
+    files = dict(manifest["files"])
+    entry = files.pop(FAISS_FILE)
+    return {**manifest, "files": {**files, ADOPTED_FILE: entry}, "vectors": {**held, "file": ADOPTED_FILE}}
 
 
 def measured(index: DenseIndex, path: Path, samples: int) -> dict[str, Any]:

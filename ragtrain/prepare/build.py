@@ -61,7 +61,11 @@ def run(config: PrepareConfig) -> PrepareResult:
     if config.index_path is not None:
         from ragtrain.prepare import adopt  # which makes a PrepareResult itself
 
-        return adopt.run(config)
+        check_libraries(config)
+        adopted = adopt.run(config)
+        if not config.dry_run:
+            complete(config, adopted.path)
+        return adopted
     started = time.monotonic()
     # 1. What there is to encode, and with what.
     check_libraries(config)
