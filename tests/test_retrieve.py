@@ -10,12 +10,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from ragtrain.errors import IndexMismatchError, RagtrainError
+from ragtrain.config.commands import PrepareConfig
+from ragtrain.errors import DataError, IndexMismatchError, RagtrainError
 from ragtrain.index.encode import IndexWriter
+from ragtrain.index.fusion import fuse
 from ragtrain.index.search import DenseIndex
 from ragtrain.models.encoder import TextEncoder
 from ragtrain.models.folders import EncoderSpec
 from ragtrain.models.rag import RagModel, RagSettings
+from ragtrain.prepare.beside import complete
 from ragtrain.records import Passage
 from ragtrain.retrieve import Retriever
 
@@ -169,6 +172,56 @@ def test_only_the_passage_is_cut_to_the_input_length(index: DenseIndex) -> None:
 def test_an_index_of_another_dimension_is_refused(index: DenseIndex) -> None:
     with pytest.raises(IndexMismatchError, match="16 dimensions, those of the question encoder 8"):
         Retriever.for_model(index, make_model(dim=8))
+
+
+@pytest.fixture
+def everything(tmp_path: Path) -> DenseIndex:
+    """The index with words and a faiss file."""
+    pytest.importorskip("faiss", reason="the extra [cpu] is not installed")
+    path = make_index(tmp_path / "everything").path
+    complete(PrepareConfig(bm25=True, index_type="hnsw"), path)
+    return DenseIndex.open(path)
+
+
+@pytest.mark.parametrize("search_index", ["flat", "faiss"])
+@pytest.mark.parametrize("retrieval", ["dense", "bm25", "hybrid"])
+def test_whatever_chooses_scores_are_inner_products(everything: DenseIndex, retrieval: str, search_index: str) -> None:
+    model = make_model(n_docs=3)
+    retriever = Retriever.for_model(everything, model, retrieval=retrieval, search_index=search_index)
+    queries, questions = torch.randn(2, DIM), ["w7 w8", "w4 w5"]
+    lookup = retriever.for_questions(tokens_of(*questions), texts=questions)
+    retrieved = lookup(queries)
+    vectors = np.asarray(everything.vectors, dtype=np.float64)
+    scores = queries.double().numpy() @ vectors.T
+    ids = retrieved.ids.numpy()
+    np.testing.assert_allclose(lookup.hits.scores.numpy(), np.take_along_axis(scores, ids, 1), rtol=1e-5)
+    np.testing.assert_array_equal(retrieved.vectors.numpy(), vectors[ids].astype(np.float32))
+    dense = np.argsort(-scores, axis=1)[:, :7]
+    words = everything.words().search(questions, 7)
+    expected = {"dense": dense, "bm25": words, "hybrid": fuse([dense, words], 3)}[retrieval]
+    assert ids.tolist() == expected[:, :3].tolist()
+
+
+def test_words_need_the_questions_and_a_bm25_index(everything: DenseIndex, index: DenseIndex) -> None:
+    model = make_model(n_docs=3)
+    retriever = Retriever.for_model(everything, model, retrieval="hybrid")
+    with pytest.raises(RagtrainError, match="needs the text of each of 1 questions"):
+        retriever.for_questions(tokens_of("w1"))(torch.randn(1, DIM))
+    with pytest.raises(DataError, match="no BM25 index"):
+        Retriever.for_model(index, model, retrieval="bm25")
+    with pytest.raises(DataError, match="no faiss file"):
+        Retriever.for_model(index, model, search_index="faiss")
+
+
+def test_vectors_come_from_what_the_searcher_holds_now(index: DenseIndex) -> None:
+    retriever = Retriever.for_model(index, make_model(n_docs=3))
+    fresh = np.random.default_rng(9).normal(size=(len(PASSAGES), DIM)).astype(np.float32)
+    retriever.searcher.replace(fresh)
+    queries = torch.randn(2, DIM)
+    retrieved = retriever.for_questions(tokens_of("w1", "w2"))(queries)
+    best = np.argsort(-(queries.double().numpy() @ fresh.astype(np.float16).astype(np.float64).T), axis=1)[:, :3]
+    assert retrieved.ids.tolist() == best.tolist()
+    np.testing.assert_allclose(retrieved.vectors.numpy(), fresh[best], rtol=1e-3, atol=1e-3)
 
 
 def test_hits_are_there_only_after_a_search(index: DenseIndex) -> None:
