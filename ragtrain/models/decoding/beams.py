@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation.logits_process import ForcedBOSTokenLogitsProcessor, ForcedEOSTokenLogitsProcessor
 
 if TYPE_CHECKING:
     from torch import FloatTensor, LongTensor
@@ -51,6 +52,7 @@ class SearchSettings:
         length_penalty: exponent of the length by which a hypothesis' log-likelihood is divided.
         early_stopping: as in transformers' ``GenerationConfig``.
         processors: what changes the scores of tokens; mostly empty.
+        processor_steps: steps at which they change anything; None for all.
     """
 
     num_beams: int
@@ -61,6 +63,7 @@ class SearchSettings:
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     processors: LogitsProcessorList | None = None
+    processor_steps: frozenset[int] | None = None
 
     @classmethod
     def of(cls, generator: PreTrainedModel, inputs: Tensor, num_beams: int, max_new_tokens: int) -> SearchSettings:
@@ -92,7 +95,16 @@ class SearchSettings:
             length_penalty=1.0 if chosen.length_penalty is None else chosen.length_penalty,
             early_stopping=chosen.early_stopping or False,
             processors=processors if len(processors) else None,
+            processor_steps=_steps(processors, max_new_tokens),
         )
+
+
+def _steps(processors: LogitsProcessorList, max_new_tokens: int) -> frozenset[int] | None:
+    """Return the steps at which processors do anything: a forced first or last token, which BART has, is of one step."""
+    known = {ForcedBOSTokenLogitsProcessor: 0, ForcedEOSTokenLogitsProcessor: max_new_tokens - 1}
+    if all(type(processor) in known for processor in processors):
+        return frozenset(known[type(processor)] for processor in processors)
+    return None
 
 
 @dataclasses.dataclass
@@ -207,9 +219,14 @@ class _Walk:
         self.running = self.running.select(rows)
         self.origin = None if self.origin is None else self.origin[rows]
 
+    def changes(self, step: int) -> bool:
+        """Say whether the processors do anything at a step."""
+        steps = self.settings.processor_steps
+        return self.settings.processors is not None and (steps is None or step in steps)
+
     def processed(self, step: int, values: Tensor) -> Tensor:
         """Return (rows, beams, vocabulary) after the processors."""
-        if self.settings.processors is None:
+        if self.settings.processors is None or not self.changes(step):
             return values
         prefixes = self.running.tokens[..., : step + 1].flatten(0, 1)
         changed = self.settings.processors(
@@ -282,7 +299,7 @@ class _Beams(_Walk):
     def _continue(self, step: int, logits: Tensor, count: int) -> tuple[Hypotheses, Tensor, Tensor]:
         """Return the best ``count`` continuations of each row, the beams they come from, and their last tokens."""
         total = logits.logsumexp(-1, keepdim=True)
-        if self.settings.processors is None:
+        if not self.changes(step):
             values, ids = best(logits, min(count, logits.shape[2]))
             values = values - total
         else:

@@ -1,9 +1,10 @@
-"""Thorough decoding against transformers' RagSequenceForGeneration.generate, and against its definition."""
+"""Thorough and fast decoding against transformers' RagSequenceForGeneration.generate, and against its definition."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor
 from transformers import RagSequenceForGeneration
 
 from ragtrain.errors import DataError
-from ragtrain.models.decoding import Answer, decode, tries
+from ragtrain.models.decoding import Answer, decode, reading, tries
 from ragtrain.models.rag import RagModel
 
 BEAMS, TOKENS = 3, 8
 
 
-def answers(model: RagModel, example, **options: int) -> list[Answer]:
+def answers(model: RagModel, example, **options: int | str) -> list[Answer]:
     settings = {"num_beams": BEAMS, "max_new_tokens": TOKENS, **options}
     return decode(model, example.question_ids, example.question_mask, example.retrieve, **settings)
 
@@ -186,13 +187,76 @@ def test_scoring_in_portions_changes_nothing(tiny, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5"])
-def test_passages_are_encoded_once(kind: str, tiny) -> None:
+def test_passages_are_encoded_once_and_with_others_of_their_length(
+    kind: str, tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, example = tiny.rag(kind), tiny.example(3)
+    whole = answers(model, example)
+    monkeypatch.setattr(reading, "ENCODED_TOKENS", 30)
     stack = model.generator.model.encoder if kind == "bart" else model.generator.encoder
-    runs: list[object] = []
-    stack.register_forward_hook(lambda *_: runs.append(None))
-    answers(model, example)
-    assert len(runs) == 1
+    shapes: list[torch.Size] = []
+    stack.register_forward_hook(lambda _module, _inputs, output: shapes.append(output.last_hidden_state.shape))
+    for one, other in zip(answers(model, example), whole, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-5)
+    assert sum(shape[0] for shape in shapes) == 12
+    assert len({shape[1] for shape in shapes}) > 1
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_fast_decoding_sums_over_the_passages_that_proposed(num_beams: int, kind: str, tiny) -> None:
+    """A slow twin: each passage by itself proposes, and only its own proposals are scored under it."""
+    torch.manual_seed(1)
+    model, example = tiny.rag(kind).eval(), tiny.example(3)
+    fast = answers(model, example, num_beams=num_beams, method="fast")
+    for row, answer in enumerate(fast):
+        joint: dict[tuple[int, ...], list[float]] = {}
+        for doc in range(3):
+            for tokens in proposals(model, example, row * 3 + doc, num_beams):
+                loglik = token_loglik(model, example, row * 3 + doc, tokens).sum()
+                joint.setdefault(tokens, []).append(float(loglik) + math.log(answer.prior[doc]))
+        expected = {tokens: math.log(sum(map(math.exp, parts))) for tokens, parts in joint.items()}
+        assert answer.candidates == len(expected)
+        assert answer.token_ids == max(expected, key=lambda tokens: expected[tokens])
+        assert answer.log_likelihood == pytest.approx(expected[answer.token_ids], rel=1e-4)
+        assert sum(answer.posterior) == pytest.approx(1, abs=1e-5)
+
+
+def test_fast_decoding_reads_no_candidate_again(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, example = tiny.rag("bart"), tiny.example(3)
+    thorough = answers(model, example)
+    monkeypatch.setattr(reading, "score", None)
+    for one, other in zip(answers(model, example, method="fast"), thorough, strict=True):
+        assert one.candidates == other.candidates
+        assert one.log_likelihood <= other.log_likelihood + 1e-4
+
+
+def proposals(model: RagModel, example, place: int, num_beams: int) -> set[tuple[int, ...]]:
+    """What ``generate`` finds under one passage, cut behind its end token."""
+    found = example.retrieved
+    mask = found.attention_mask[place].bool()
+    sequences = model.generator.generate(
+        found.input_ids[place][mask][None], attention_mask=torch.ones(1, int(mask.sum())), num_beams=num_beams,
+        num_return_sequences=num_beams, max_new_tokens=TOKENS, do_sample=False,
+    )  # fmt: skip
+    eos, rows = model.generator.config.eos_token_id, set()
+    for row in sequences.tolist():
+        end = row.index(eos, 1) + 1 if eos in row[1:] else len(row)
+        rows.add(_trim(row[:end], model.pad_token_id))
+    return rows
+
+
+def token_loglik(model: RagModel, example, place: int, tokens: tuple[int, ...]) -> Tensor:
+    """log p of each token under one passage, 0 at padding."""
+    with torch.no_grad():
+        logits = model.generator(
+            input_ids=example.retrieved.input_ids[place : place + 1],
+            attention_mask=example.retrieved.attention_mask[place : place + 1],
+            decoder_input_ids=torch.tensor([[model.decoder_start_token_id, *tokens[:-1]]]),
+        ).logits[0]
+    values = torch.log_softmax(logits, -1)[torch.arange(len(tokens)), list(tokens)]
+    return values.masked_fill(torch.tensor(tokens) == model.pad_token_id, 0.0)
 
 
 def test_missing_passages_propose_nothing_and_count_for_nothing(tiny) -> None:
