@@ -78,6 +78,11 @@ def run(config: PrepareConfig) -> PrepareResult:
     reused = _adopted(config, found, output, entry)
     if reused is not None:
         return _result(reused, started, reused=True, skipped=0)
+    if config.index_type != "flat" and (output / FAISS_FILE).exists():
+        raise ConfigError(
+            f"{output / FAISS_FILE} is the other tool's, and --index-type {config.index_type} would replace it",
+            hint="give an --output-dir of its own",
+        )
     aside = output / f".adopt.tmp-{os.getpid()}"
     try:
         aside.mkdir(parents=True)
@@ -303,18 +308,16 @@ def _manifest(
         if path.parent == aside:
             files[path.name] = file_entry(path)
             return path.name
-        beside = path.resolve().parent == output.resolve()
-        name = path.name if beside and name != FAISS_FILE else name
-        place = path.name if beside else str(path.resolve())
-        files[name] = file_entry(path) | ({} if place == name else {"path": place})
+        place = path.name if path.resolve().parent == output.resolve() else str(path.resolve())
+        known = next((entry for entry in files.values() if entry.get("path", FAISS_FILE) == place), None)
+        entry = {key: known[key] for key in ("size", "sha256")} if known else file_entry(path)
+        files[name] = entry | ({} if place == name else {"path": place})
         return name
 
     same_order = source.metric in (None, "inner_product") or (seen.one_length and not vectors.auxiliary)
-    is_faiss = source.kind.startswith("faiss") and source.path.is_file()
-    if is_faiss:
-        # Under the name of ours where faiss can search it as it stands.
-        add(FAISS_FILE if source.searchable and same_order else "vectors.faiss", source.path)
-    held = add("vectors", vectors.path) if vectors.path != source.path or not is_faiss else next(iter(files))
+    if source.kind.startswith("faiss") and source.searchable and same_order:
+        add(FAISS_FILE, source.path)  # as it stands, faiss can search it
+    held = add("vectors", vectors.path)
     held_passages = add("passages", passages.store.path)
     add(OFFSETS_FILE, aside / OFFSETS_FILE)
     described = {"path": str(source.path.resolve()), "kind": source.kind, "loss": source.loss}

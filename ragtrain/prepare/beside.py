@@ -18,6 +18,7 @@ from ragtrain.index.encode import MANIFEST_FILE, file_entry
 from ragtrain.index.exact import Searcher
 from ragtrain.index.faiss_search import FAISS_FILE, FaissSearcher, import_faiss
 from ragtrain.index.search import DenseIndex
+from ragtrain.prepare.export import export_hf
 from ragtrain.records import write_json
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def check_libraries(config: PrepareConfig) -> None:
 
 
 def complete(config: PrepareConfig, path: Path) -> None:
-    """Add ``index.faiss`` and the BM25 index to a finished folder, where they are asked for and not there yet.
+    """Add ``index.faiss`` and BM25 to a finished folder, and export it, where asked for and not there yet.
 
     Raises:
         ConfigError: the vectors cannot be indexed as asked.
@@ -56,14 +57,24 @@ def complete(config: PrepareConfig, path: Path) -> None:
     if config.index_type != "flat":
         add_index(DenseIndex.open(path), config)
     if config.bm25:
-        index = DenseIndex.open(path)
-        if f"bm25/{WORDS_FILE}" in index.manifest["files"]:
-            log.info("%s has a BM25 index already", path)
-            return
-        bar: report.Progress[None] = report.progress(index.count, "Reading words")
-        with bar:
-            passages = (p for i in range(0, index.count, CHUNK) for p in index.passages[i : i + CHUNK])
-            add_bm25(path, index.manifest, passages, progress=bar.advance)
+        add_words(DenseIndex.open(path))
+    if config.export_hf is not None:
+        export_hf(DenseIndex.open(path), config.export_hf, overwrite=config.overwrite)
+
+
+def add_words(index: DenseIndex) -> None:
+    """Write the BM25 index into a finished folder that has none.
+
+    Raises:
+        DataError: no passage has a word.
+    """
+    if f"bm25/{WORDS_FILE}" in index.manifest["files"]:
+        log.info("%s has a BM25 index already", index.path)
+        return
+    bar: report.Progress[None] = report.progress(index.count, "Reading words")
+    with bar:
+        passages = (p for i in range(0, index.count, CHUNK) for p in index.passages[i : i + CHUNK])
+        add_bm25(index.path, index.manifest, passages, progress=bar.advance)
 
 
 def add_index(index: DenseIndex, config: PrepareConfig) -> None:
