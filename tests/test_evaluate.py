@@ -11,25 +11,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel, PreTrainedTokenizerFast
 
 import ragtrain.evaluate as evaluation_room
 from ragtrain import compare, metrics
-from ragtrain.config.commands import CompareConfig, EvalConfig, RagConfig
+from ragtrain.config.commands import CompareConfig, EvalConfig, PrepareConfig, RagConfig
 from ragtrain.data import demo
 from ragtrain.errors import CheckpointError, ConfigError, DataError, IndexMismatchError, OutOfMemoryError
 from ragtrain.evaluate import AnswerSettings, Record, evaluate_questions, run
 from ragtrain.evaluate.answers import summarise
-from ragtrain.evaluate.resolve import subject_of
+from ragtrain.evaluate.resolve import precision_of, subject_of
 from ragtrain.index.encode import IndexWriter
 from ragtrain.index.search import DenseIndex
-from ragtrain.models.decode import decode
+from ragtrain.models.decoding import decode
 from ragtrain.models.encoder import TextEncoder
 from ragtrain.models.export import load_rag, save_rag
 from ragtrain.models.folders import EncoderSpec
 from ragtrain.models.rag import RagModel, RagSettings, Retrieved
+from ragtrain.models.weights import save_weights
+from ragtrain.prepare.beside import complete
 from ragtrain.records import Passage, Question, write_jsonl
 from ragtrain.retrieve import Retriever
 from ragtrain.runs import RunFolder
@@ -279,6 +282,80 @@ def test_a_run_needs_no_other_flag_and_its_files_say_everything(
     assert "an answer in the 3 passages read (ceiling)" in err
 
 
+@pytest.mark.parametrize("n_docs", [1, 2, 7, 20])
+def test_more_or_fewer_passages_than_in_training(n_docs: int, world: World) -> None:
+    """As many as are there: the index has twelve."""
+    result = run(world.config(n_docs=n_docs))
+    assert result.summary["settings"]["n_docs"] == n_docs
+    rows = read_predictions(result.path)
+    assert all(len(row["documents"]) == min(n_docs, 12) for row in rows)
+    for row in rows:
+        for share in ("prior", "posterior"):
+            assert sum(document[share] for document in row["documents"]) == pytest.approx(1, abs=1e-5)
+    assert result.summary["ceiling"] == result.summary[f"answer_recall@{n_docs}"]
+
+
+def test_fast_decoding_is_asked_for_and_recorded(world: World) -> None:
+    thorough = run(world.config())
+    fast = run(world.config(decoding="fast", output_dir=world.root / "fast"))
+    assert (thorough.summary["settings"]["decoding"], fast.summary["settings"]["decoding"]) == ("thorough", "fast")
+    pairs = list(zip(read_predictions(thorough.path), read_predictions(fast.path), strict=True))
+    assert all(b["log_likelihood"] <= a["log_likelihood"] + 1e-4 for a, b in pairs)
+    assert any(b["log_likelihood"] < a["log_likelihood"] - 1e-4 for a, b in pairs)
+
+
+def test_retrieval_is_as_in_training_or_as_asked_for(world: World) -> None:
+    pytest.importorskip("faiss", reason="the extra [cpu] is not installed")
+    complete(PrepareConfig(bm25=True, index_type="hnsw"), world.root / "data" / "index")
+    folder, found = RunFolder.open(world.run), {}
+    values = {
+        **folder.config,
+        "retriever": {**folder.config["retriever"], "retrieval": "bm25", "search_index": "faiss"},
+    }
+    (world.run / "config.yaml").write_text(yaml.safe_dump(values))
+    for name, changes in {
+        "trained": {}, "dense": {"retrieval": "dense", "search_index": "flat"}, "hybrid": {"retrieval": "hybrid"}
+    }.items():  # fmt: skip
+        result = run(world.config(**changes, output_dir=world.root / name))
+        found[name] = result.summary["settings"] | result.summary["index"] | {"at": result.summary["fingerprint"]}
+    assert [found[name]["retrieval"] for name in found] == ["bm25", "dense", "hybrid"]
+    assert [found[name]["search_index"] for name in found] == ["faiss", "flat", "faiss"]
+    assert found["trained"]["faiss"]["type"] == "hnsw"
+    assert "bm25" in found["trained"]
+    assert not {"faiss", "bm25"} & found["dense"].keys()
+    assert len({found[name]["at"] for name in found}) == 3
+    # A passage is named after a word: where words choose, the first passage shares one with the question.
+    for row in read_predictions(world.root / "trained"):
+        first = row["documents"][0]
+        assert set(row["question"].split()) & {first["title"], *first["text"].split()}
+
+
+@pytest.mark.parametrize(("asked", "native", "expected"), [
+    ("auto", True, "bf16"), ("auto", False, "fp16"), ("no", True, "no"), ("bf16", False, "bf16"), ("fp16", True, "fp16"),
+])  # fmt: skip
+def test_a_gpu_computes_as_in_training_and_a_cpu_in_float32(
+    asked: str, native: bool, expected: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    subject = subject_of(world.config())
+    subject.run.config["loop"]["mixed_precision"] = asked
+    assert precision_of(subject, torch.device("cuda")) == expected
+    assert precision_of(subject, torch.device("cpu")) == "no"
+    assert run(world.config()).summary["settings"]["precision"] == "no"
+
+
+def test_half_precision_answers_are_close(world: World) -> None:
+    """A CPU can compute in bfloat16 as well; scores stay float32."""
+    model = load_rag(world.run / "final_model")
+    retriever = Retriever.for_model(DenseIndex.open(world.root / "data" / "index"), model)
+    settings = AnswerSettings(n_docs=3, recall_at=(1,), num_beams=2, max_new_tokens=4)
+    exact = evaluate_questions(model, retriever, QUESTIONS, settings).records
+    half = evaluate_questions(model, retriever, QUESTIONS, dataclasses.replace(settings, precision="bf16")).records
+    assert [row.log_likelihood for row in exact] != [row.log_likelihood for row in half]
+    for one, other in zip(exact, half, strict=True):
+        assert other.log_likelihood == pytest.approx(one.log_likelihood, abs=0.5)
+
+
 def test_the_same_evaluation_again_does_no_work(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -302,7 +379,14 @@ def test_the_same_evaluation_again_does_no_work(
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_beams": 1}, {"max_new_tokens": 3}, {"n_docs": 2}, {"num_samples": 5}, {"recall_at": (1,)}],
+    [
+        {"num_beams": 1},
+        {"max_new_tokens": 3},
+        {"n_docs": 2},
+        {"num_samples": 5},
+        {"recall_at": (1,)},
+        {"decoding": "fast"},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_another_evaluation_is_refused_in_the_same_folder(world: World, change: dict[str, Any]) -> None:
@@ -450,6 +534,21 @@ def test_a_run_stopped_before_its_final_model_is_built_from_its_configuration(wo
     settings = AnswerSettings(n_docs=3, recall_at=(1, 5), num_beams=2, max_new_tokens=4)
     records = evaluate_questions(expected, retriever, QUESTIONS, settings).records
     assert [row["prediction"] for row in read_predictions(result.path)] == [each.prediction for each in records]
+
+
+def test_a_checkpoint_that_holds_only_what_was_trained_is_evaluated_on_its_base(world: World) -> None:
+    changed = load_rag(world.run / "final_model")
+    changed.question_encoder.requires_grad_(False)
+    with torch.no_grad():
+        for parameter in changed.generator.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    (world.run / "checkpoints" / "step-000010").mkdir(parents=True)
+    save_weights(changed, world.run / "checkpoints" / "step-000010")
+    result = run(world.config(checkpoint="step-000010"))
+    retriever = Retriever.for_model(DenseIndex.open(world.root / "data" / "index"), changed)
+    settings = AnswerSettings(n_docs=3, recall_at=(1, 5), num_beams=2, max_new_tokens=4)
+    expected = evaluate_questions(changed, retriever, QUESTIONS, settings).records
+    assert [row["prediction"] for row in read_predictions(result.path)] == [each.prediction for each in expected]
 
 
 def test_checkpoints_that_are_not_there_or_do_not_fit_are_refused(world: World) -> None:
