@@ -136,7 +136,9 @@ class Searcher:
         self._max_norm, before = 0.0, self._max_norm
         rows = max(1, SCORES // self.dim)
         for start in range(0, self.count, rows):
-            block = torch.as_tensor(vectors[start : start + rows]).detach().to("cpu", torch.float32)
+            part = vectors[start : start + rows]  # of a file that is mapped for reading, it must be copied
+            block = torch.from_numpy(np.array(part)) if isinstance(part, np.ndarray) else part.detach().cpu()
+            block = block.float()
             if self.metric == "cosine":
                 block = torch.nn.functional.normalize(block, dim=1)
             with np.errstate(over="ignore"):

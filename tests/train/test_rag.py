@@ -106,7 +106,7 @@ def test_micro_batches_are_one_batch(corner: Path, tmp_path: Path) -> None:
     config = config_of(corner, tmp_path / "run")
     parts = rag.build(config, rag.read(config, tmp_path))
     retriever = rag.Retriever.for_model(parts.index, parts.model)
-    loss, indices = rag.loss_of(config, retriever), list(range(8))
+    loss, indices = rag.loss_of(config, retriever, parts.model), list(range(8))
 
     def gradients(portions: list[list[int]]) -> torch.Tensor:
         parts.model.zero_grad()

@@ -13,7 +13,9 @@ sum over tokens, the loss is divided by real target tokens over the whole step (
 long gives way and never the question, and the search uses the question vector without dropout.
 
 build.py      configuration → data, networks, index, parameter groups
-objective.py  the loss of a micro-batch and the figures beside it
+objective.py  the loss of a micro-batch, for every objective, and the figures beside it
+lookup.py     what is retrieved in training: fresh scores, passages to contrast
+refresh.py    an index that follows the passage encoder
 validate.py   validation during training
 plan.py       what a run will take
 """
@@ -31,9 +33,11 @@ from ragtrain.data import demo
 from ragtrain.models.export import save_rag
 from ragtrain.retrieve import Retriever
 from ragtrain.runs import RunFolder
-from ragtrain.train.rag.build import build, groups_of, read
+from ragtrain.train.alarms import Watch
+from ragtrain.train.rag.build import build, check, groups_of, read
 from ragtrain.train.rag.objective import loss_of
 from ragtrain.train.rag.plan import describe
+from ragtrain.train.rag.refresh import IndexRefresh
 from ragtrain.train.rag.validate import evaluation_of
 
 if TYPE_CHECKING:
@@ -67,6 +71,7 @@ def run(config: RagConfig) -> RagResult:
         Interrupted: a signal arrived; the state was saved.
     """
     # 1. What to train on, and whether the output folder is free: before anything is built or written.
+    check(config)
     settings = config.model_dump(mode="json")
     place: dict[str, Any] = {"overwrite": config.run.overwrite, "resume": config.loop.resume}
     RunFolder.check(config.run.output_dir, "rag", settings, **place)
@@ -86,20 +91,39 @@ def run(config: RagConfig) -> RagResult:
     folder.write_env(device=str(accelerator.device), seed=config.loop.seed)
     folder.write_data(data.sources)
 
-    # 3. Train. What a step logs, saves and evaluates is the loop's; nothing else happens between two steps here.
-    retriever = Retriever.for_model(parts.index, parts.model, device=accelerator.device)
-    training = loop.Training(config.loop, config.optim, folder, config.run.trackers)
+    # 3. Train. What a step logs, saves and evaluates is the loop's; what else happens between two steps stands here.
+    model = parts.model.to(accelerator.device)
+    asked = config.retriever
+    retriever = Retriever.for_model(
+        parts.index, model, device=accelerator.device, retrieval=asked.retrieval, search_index=asked.search_index
+    )
+    refresh = IndexRefresh(folder, retriever, model, asked.refresh_steps) if asked.train_context_encoder else None
+    if refresh is not None:
+        refresh.start(config.loop.resume)
+    watch = Watch(folder, config)
+    training = loop.Training(
+        config.loop, config.optim, folder, config.run.trackers,
+        memory_flags=("--doc-chunk 1", "--gradient-checkpointing"),
+        indivisible="in-batch negatives of --infonce-weight" if config.objective.infonce_weight > 0 else "",
+    )  # fmt: skip
     step = None
-    for step in loop.steps(  # noqa: B007 - the last one is reported
-        parts.model, loss_of(config, retriever), parts.train,
-        groups=groups_of(config, parts.model), training=training, accelerator=accelerator,
-        evaluate=evaluation_of(config, parts, retriever) if data.validation else None,
+    for step in loop.steps(
+        model, loss_of(config, retriever, model, watch), parts.train,
+        groups=groups_of(config, model), training=training, accelerator=accelerator,
+        evaluate=evaluation_of(config, parts, retriever, refresh) if data.validation else None,
     ):  # fmt: skip
-        pass
+        if refresh is not None and not step.is_last:
+            refresh.after(step.index)
+        watch.after(step)
 
     # 4. What others can load.
     if accelerator.is_main_process:
-        save_rag(parts.model, folder.final_model)
+        save_rag(model, folder.final_model)
+    accelerator.wait_for_everyone()
+    if refresh is not None and step is not None:
+        data.sources["index"].update(path=str(refresh.finish()), trained=True)
+        folder.write_data(data.sources)
+    if accelerator.is_main_process:
         log.info("final model in %s; next: ragtrain eval --model-dir %s", folder.final_model, folder.path)
     accelerator.wait_for_everyone()
     if step is None:  # the run was complete already

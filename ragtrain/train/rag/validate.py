@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, cast
 
 from accelerate import PartialState
@@ -19,15 +20,19 @@ if TYPE_CHECKING:
     from ragtrain.models.rag import RagModel
     from ragtrain.retrieve import Retriever
     from ragtrain.train.rag.build import RagParts
+    from ragtrain.train.rag.refresh import IndexRefresh
 
 
-def evaluation_of(config: RagConfig, parts: RagParts, retriever: Retriever) -> Callable[[nn.Module], dict[str, float]]:
+def evaluation_of(
+    config: RagConfig, parts: RagParts, retriever: Retriever, refresh: IndexRefresh | None = None
+) -> Callable[[nn.Module], dict[str, float]]:
     """Return what the loop calls for validation: the loss on all its questions, and greedy answers to them.
 
-    Every process takes its share; all of them get the same figures.
+    Every process takes its share; all of them get the same figures. An index that follows the passage encoder is
+    brought up to date for the time of the evaluation.
     """
     source, state = parts.validation, PartialState()
-    loss = loss_of(config, retriever)
+    loss = loss_of(config, retriever, parts.model)
     settings = AnswerSettings(
         n_docs=config.model.n_docs, recall_at=(1, config.model.n_docs), num_beams=1,
         max_new_tokens=config.model.max_target_tokens, max_question_tokens=config.model.max_question_tokens,
@@ -35,6 +40,10 @@ def evaluation_of(config: RagConfig, parts: RagParts, retriever: Retriever) -> C
     )  # fmt: skip
 
     def validate(model: nn.Module) -> dict[str, float]:
+        with contextlib.nullcontext() if refresh is None else refresh.fresh():
+            return measure(model)
+
+    def measure(model: nn.Module) -> dict[str, float]:
         sums = []
         for indices in source.ordered()[state.process_index :: state.num_processes]:
             batch = source.collate(indices, 0).to(state.device)
