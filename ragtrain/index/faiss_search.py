@@ -73,7 +73,8 @@ class FaissSearcher(Searcher):
         self._exhaustive = isinstance(self._faiss, faiss.IndexFlat)
         self._compressed = not stores_whole_vectors(self._faiss)
         self._effort = effort_of(self._faiss)
-        # By default faiss >= 1.15 multiplies row by row however large the batch is.
+        # By default faiss reads the whole matrix again for every question of a small batch (since 1.15: below
+        # questions × dimensions = 128,000).
         faiss.cvar.distance_compute_blas_threshold = 1
         super().__init__(vectors, device, metric=metric, max_norm=max_norm)
 
