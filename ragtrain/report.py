@@ -221,9 +221,9 @@ def json_out(value: object) -> None:
 class Progress(Generic[T]):
     """How far a piece of work is: an iterable that shows it, or a context with ``advance``."""
 
-    def __init__(self, items: Iterable[T], description: str, total: int | None) -> None:
-        self._items, self.description, self.total = items, description, total
-        self.done = 0
+    def __init__(self, items: Iterable[T], description: str, total: int | None, every_s: float | None = None) -> None:
+        self._items, self.description, self.total, self._every_s = items, description, total, every_s
+        self.done = self._skipped = 0
         self._started = self._said_at = 0.0
         self._said_done = 0
         self._drawn: RichProgress | None = None
@@ -238,10 +238,10 @@ class Progress(Generic[T]):
 
             self._drawn = rich_progress.Progress(
                 rich_progress.TextColumn("{task.description}"), rich_progress.BarColumn(),
-                rich_progress.MofNCompleteColumn(), rich_progress.TimeRemainingColumn(),
-                console=_console(), transient=True,
+                rich_progress.MofNCompleteColumn(), rich_progress.TextColumn("{task.fields[rate]}"),
+                rich_progress.TimeRemainingColumn(), console=_console(), transient=True,
             )  # fmt: skip
-            self._task = self._drawn.add_task(self.description, total=self.total)
+            self._task = self._drawn.add_task(self.description, total=self.total, rate="")
             self._drawn.start()
         _live += 1
         return self
@@ -269,17 +269,32 @@ class Progress(Generic[T]):
                 yield item
                 self.advance()
 
+    def skip(self, n: int) -> None:
+        """Say that ``n`` were done before: they count as done, and not as fast."""
+        self._skipped += n
+        self._said_done += n
+        self.done += n
+        if self._drawn is not None:
+            self._drawn.reset(self._task, total=self.total, completed=self.done)
+
+    def _rate(self, now: float) -> float:
+        """Units a second since the beginning."""
+        return (self.done - self._skipped) / (now - self._started) if now > self._started else 0.0
+
     def advance(self, n: int = 1) -> None:
         """Say that ``n`` more are done."""
         self.done += n
         if self._drawn is not None:
-            self._drawn.update(self._task, completed=self.done)
+            rate = self._rate(_clock()) if self._every_s is not None else 0.0
+            self._drawn.update(self._task, completed=self.done, rate=f"{rate:.1f}/s" if rate else "")
             return
         if on_terminal():
             return
         now = _clock()
         far_enough = self.total is None or self.done - self._said_done >= LINE_EVERY_FRACTION * self.total
-        if far_enough and now - self._said_at >= LINE_EVERY_S and self.done != self.total:
+        waited = now - self._said_at
+        due = (far_enough and waited >= LINE_EVERY_S) if self._every_s is None else waited >= self._every_s
+        if due and self.done != self.total:
             self._say(now)
 
     def _say(self, now: float, last: bool = False) -> None:
@@ -287,14 +302,27 @@ class Progress(Generic[T]):
         seconds = now - self._started
         of_total = "" if self.total is None else f" of {self.total}"
         if last:
-            logger.info("%s: %d%s in %.1f s", self.description, self.done, of_total, seconds)
+            speed = f", {self._rate(now):.1f}/s" if self._every_s is not None else ""
+            logger.info("%s: %d%s in %.1f s%s", self.description, self.done, of_total, seconds, speed)
         else:
             share = "" if not self.total else f" ({100 * self.done / self.total:.0f} %)"
-            rate = self.done / seconds if seconds > 0 else 0.0
-            logger.info("%s: %d%s%s, %.1f/s", self.description, self.done, of_total, share, rate)
+            rate, left = self._rate(now), ""
+            if self._every_s is not None and self.total and rate > 0:
+                left = f", about {duration((self.total - self.done) / rate)} left"
+            logger.info("%s: %d%s%s, %.1f/s%s", self.description, self.done, of_total, share, rate, left)
 
 
-def progress(work: Iterable[T] | int, description: str, *, total: int | None = None) -> Progress[T]:
+def duration(seconds: float) -> str:
+    """Return ``45 s``, ``12 min`` or ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def progress(
+    work: Iterable[T] | int, description: str, *, total: int | None = None, every_s: float | None = None
+) -> Progress[T]:
     """Show how far a piece of work is: a bar on a terminal, now and then a line elsewhere.
 
     ``for item in progress(items, "Encoding"): ...`` or ``with progress(1000, "Encoding") as bar: bar.advance(64)``.
@@ -303,12 +331,13 @@ def progress(work: Iterable[T] | int, description: str, *, total: int | None = N
         work: What to iterate over, or how many units there are to ``advance`` over.
         description: What is being done.
         total: Number of items where ``work`` has no length.
+        every_s: For work of hours: off the terminal a line every so many seconds, with what is left; on it, the rate.
     """
     if isinstance(work, int):
-        return Progress((), description, work)
+        return Progress((), description, work, every_s)
     if total is None and isinstance(work, Sized):
         total = len(work)
-    return Progress(work, description, total)
+    return Progress(work, description, total, every_s)
 
 
 def format_interval(value: float, low: float, high: float, percent: bool = True) -> str:

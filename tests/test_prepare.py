@@ -50,7 +50,14 @@ class FakeEncoder:
     def tokenize_passages(self, pairs: Sequence[tuple[str, str]], max_tokens: int) -> dict[str, torch.Tensor]:
         return {"attention_mask": torch.ones(1, min(max_tokens, len(" ".join(pairs[0]).split())))}
 
-    def encode_passages(self, pairs: Sequence[tuple[str, str]], batch_size: int, device: object) -> np.ndarray:
+    def passage_batches(
+        self, pairs: Sequence[tuple[str, str]], batch_size: int, device: object
+    ) -> Sequence[tuple[str, str]]:
+        return pairs
+
+    def encode_passages(
+        self, pairs: Sequence[tuple[str, str]], batch_size: int, device: object, *, precision: str, progress: object
+    ) -> np.ndarray:
         self.encoded += pairs
         return self.encode_questions([f"{title} {text}" for title, text in pairs])
 

@@ -9,19 +9,21 @@
     index.faiss        only where asked for
 
 Everything is written into a hidden folder beside the target and renamed at the end, so that a folder with the
-target's name is always whole.
+target's name is always whole. A writer that is told what is asked for (``request``) finds what an earlier one of the
+same request has written, and goes on there (ragtrain.index.shards).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,26 +31,31 @@ import ragtrain
 from ragtrain.errors import ConfigError, DataError, RagtrainError
 from ragtrain.index.faiss_flat import FAISS_FILE, write_faiss
 from ragtrain.index.passages import OFFSETS_FILE, PASSAGES_FILE, PassageStore, Written, write_passages
+from ragtrain.index.shards import JOURNAL, VECTORS_FILE, Job, WorkFolder, encode_shards, sync_folder
+from ragtrain.index.vectors import Metric, Storage, storable
 from ragtrain.records import Passage, sha256_file, write_json
+
+__all__ = [
+    "CHUNK", "FORMAT", "MANIFEST_FILE", "VECTORS_FILE", "VERSION", "Encode", "IndexWriter", "Job", "Metric", "Storage",
+    "add_faiss", "encode_shards", "file_entry", "storable",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 log = logging.getLogger("ragtrain")
 
-Metric = Literal["inner_product", "cosine"]
-Storage = Literal["float16", "float32"]
 Encode = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 
 FORMAT = "ragtrain-index"
 VERSION = 1
 MANIFEST_FILE = "manifest.json"
-VECTORS_FILE = "vectors.npy"
 CHUNK = 4096
+PASSAGES_RECORD = "passages.json"
 
 
 class IndexWriter:
-    """Writes one index folder: passages, vectors, ``commit``; without ``commit`` nothing remains.
+    """Writes one index folder: passages, vectors, ``commit``; without ``commit`` and without a request nothing remains.
 
     ::
 
@@ -58,35 +65,77 @@ class IndexWriter:
             writer.commit(encoder={"name": "..."})
     """
 
-    def __init__(self, path: Path | str, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path | str, *, overwrite: bool = False, request: str | None = None, processes: int = 1
+    ) -> None:
         """Prepare to write at ``path``.
+
+        Args:
+            path: the folder of the index.
+            overwrite: replace an index that stands there.
+            request: short name of everything that decides the index: passages, encoder, settings. What a writer of the
+                same request left is used; without a request nothing is left.
+            processes: processes that encode; the others take part by ``encode_shards``.
 
         Raises:
             ConfigError: something stands at the path, and it is not an index or ``overwrite`` is off.
         """
         self.path = Path(path)
-        self._refuse_occupied(overwrite)
-        self._aside = self.path.parent / f".{self.path.name}.tmp-{os.getpid()}"
+        self._overwrite = overwrite
+        self._refuse_occupied()
+        self._request = request
+        name = f".{self.path.name}.work-"
+        self._siblings = f"{name}*"
+        self.work = WorkFolder(self.path.parent / f"{name}{request or f'pid{os.getpid()}'}", 0, processes)
         self.written: Written | None = None
         self._vectors: dict[str, Any] | None = None
+        self._committed = False
 
-    def _refuse_occupied(self, overwrite: bool) -> None:
+    def _refuse_occupied(self) -> None:
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         if not (self.path / MANIFEST_FILE).is_file():
             raise ConfigError(f"{self.path} exists and is no index", hint="choose another --output-dir")
-        if not overwrite:
+        if not self._overwrite:
             raise ConfigError(f"{self.path} holds an index", hint="give --overwrite or another --output-dir")
+        if '"adopted":' in (self.path / MANIFEST_FILE).read_text(encoding="utf-8", errors="replace"):
+            # Replacing the folder would delete the files of the other tool, which lie in it.
+            message = f"{self.path} holds an index of another tool, which was adopted as it stands"
+            raise ConfigError(message, hint="give another --output-dir")
 
     def __enter__(self) -> IndexWriter:
-        shutil.rmtree(self._aside, ignore_errors=True)
-        self._aside.mkdir(parents=True)
+        self.work.lock()
+        try:
+            self._refuse_occupied()  # whoever held the lock until now may have put an index there
+        except ConfigError:
+            self.work.close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._aside, ignore_errors=True)
+        if not self._committed and not self._worth_keeping(value):
+            shutil.rmtree(self.work.path, ignore_errors=True)
+        self.work.close()
+
+    def _worth_keeping(self, error: BaseException | None) -> bool:
+        """Return whether what is written spares the next attempt work; passages that are at fault must be changed."""
+        if self._request is None or self.written is None or isinstance(error, DataError):
+            return False
+        return isinstance(error, KeyboardInterrupt) or bool(self.work.finished())
+
+    def stored_passages(self) -> dict[str, Any] | None:
+        """Return the record of ``write_passages`` of an earlier writer of this request, if its files are whole."""
+        record = self.work.read(PASSAGES_RECORD)
+        if record is None:
+            return None
+        path = self.work.path / PASSAGES_FILE
+        if not path.is_file() or sha256_file(path) != record["sha256"]:
+            return None
+        PassageStore(self.work.path)
+        self.written = Written(record["count"], record["size"], record["sha256"])
+        return record
 
     def write_passages(self, passages: Iterable[Passage]) -> Written:
         """Stream the passages to disk; their order is the order of the vectors.
@@ -94,8 +143,18 @@ class IndexWriter:
         Raises:
             DataError: there is no passage, one is empty, or two have the same id.
         """
-        self.written = write_passages(self._aside, passages)
+        # Vectors of passages that were not whole, or not the same, are of no use.
+        shutil.rmtree(self.work.journal / "shards", ignore_errors=True)
+        (self.work.journal / "shards").mkdir()
+        self.work.vectors_path.unlink(missing_ok=True)
+        self.written = write_passages(self.work.path, passages)
         return self.written
+
+    def record_passages(self, **more: object) -> None:
+        """Note durably that the passages are whole, and what else the next writer of this request should know."""
+        if self.written is None:
+            raise RagtrainError("record_passages was called before write_passages")
+        self.work.record(PASSAGES_RECORD, {**dataclasses.asdict(self.written), **more})
 
     def write_vectors(
         self,
@@ -120,25 +179,27 @@ class IndexWriter:
         Raises:
             DataError: a vector is not finite, or zero, or does not fit the storage; the passage is named.
         """
+        self.write_shards(Job(encode, dim, storage, metric, chunk), progress=progress)
+
+    def allocate(self, job: Job) -> set[int]:
+        """Make room for the vectors, and return the shards that an earlier writer of this request has finished."""
         if self.written is None:
             raise RagtrainError("write_vectors was called before write_passages")
-        store = PassageStore(self._aside)
-        vectors = np.lib.format.open_memmap(
-            self._aside / VECTORS_FILE, mode="w+", dtype=np.dtype(storage), shape=(len(store), dim)
-        )
-        largest = 0.0
-        for start in range(0, len(store), chunk):
-            passages = store[start : start + chunk]
-            rows = np.asarray(encode([(passage.title, passage.text) for passage in passages]), dtype=np.float32)
-            if rows.shape != (len(passages), dim):
-                raise RagtrainError(f"the encoder returned {rows.shape} where ({len(passages)}, {dim}) was expected")
-            stored = storable(rows, passages, start, storage=storage, metric=metric)
-            vectors[start : start + len(passages)] = stored
-            largest = max(largest, float(np.linalg.norm(stored.astype(np.float32), axis=1).max()))
-            if progress is not None:
-                progress(len(passages))
-        vectors.flush()
-        self._vectors = {"dim": dim, "storage": storage, "metric": metric, "max_norm": largest}
+        self.work.allocate(self.written.count, job)
+        return self.work.finished()
+
+    def write_shards(
+        self,
+        job: Job,
+        *,
+        progress: Callable[[int], object] | None = None,
+        others: Callable[[int], object] | None = None,
+    ) -> None:
+        """Encode the shards that are not whole; arguments and errors are those of ``encode_shards``."""
+        self.allocate(job)
+        encode_shards(self.work, job, progress=progress, others=others)
+        longest = max(self.work.shard(number)["max_norm"] for number in self.work.finished())
+        self._vectors = {"dim": job.dim, "storage": job.storage, "metric": job.metric, "max_norm": longest}
 
     def commit(
         self,
@@ -160,9 +221,9 @@ class IndexWriter:
             raise RagtrainError("commit was called before passages and vectors were written")
         files = [PASSAGES_FILE, OFFSETS_FILE, VECTORS_FILE]
         if faiss:
-            write_faiss(self._aside / VECTORS_FILE, self._aside / FAISS_FILE)
+            write_faiss(self.work.path / VECTORS_FILE, self.work.path / FAISS_FILE)
             files.append(FAISS_FILE)
-        entries = {name: file_entry(self._aside / name) for name in files}
+        entries = {name: file_entry(self.work.path / name) for name in files}
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -177,7 +238,7 @@ class IndexWriter:
             "versions": _versions(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        write_json(self._aside / MANIFEST_FILE, manifest)
+        write_json(self.work.path / MANIFEST_FILE, manifest)
         self._put_in_place()
         return manifest
 
@@ -186,43 +247,30 @@ class IndexWriter:
         if self.path.exists():
             self.path.replace(before)
         try:
-            self._aside.replace(self.path)
+            self.work.path.replace(self.path)
         except OSError:
             if before.exists():
                 before.replace(self.path)
             raise
+        self._committed = True
+        sync_folder(self.path.parent)
+        shutil.rmtree(self.path / JOURNAL, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
+        for leftover in self.leftovers():
+            shutil.rmtree(leftover.path, ignore_errors=True)
+            leftover.close()
 
-
-def storable(
-    rows: np.ndarray, passages: Sequence[Passage], first: int, *, storage: Storage, metric: Metric
-) -> np.ndarray:
-    """Return (m, dim) float32 vectors in the form in which they are stored.
-
-    Raises:
-        DataError: a vector is not finite, or zero, or does not fit the storage; the passage is named.
-    """
-    _refuse(~np.isfinite(rows).all(axis=1), passages, first, "is not finite (NaN or infinity)",
-            "the encoder is broken or its arithmetic overflowed: try it in float32, or another encoder")  # fmt: skip
-    if metric == "cosine":
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        rows = rows / np.where(norms > 0, norms, 1)
-    with np.errstate(over="ignore"):
-        stored = rows.astype(storage)
-    _refuse(~np.isfinite(stored).all(axis=1), passages, first, f"has a component too large for {storage}",
-            "store the vectors with --storage float32")  # fmt: skip
-    _refuse(~(stored != 0).any(axis=1), passages, first, f"is zero in {storage}",
-            "look at the passage's text; if all vectors are tiny, store them with --storage float32")  # fmt: skip
-    return stored
-
-
-def _refuse(bad: np.ndarray, passages: Sequence[Passage], first: int, what: str, hint: str) -> None:
-    rows = np.flatnonzero(bad)
-    if len(rows):
-        passage = passages[int(rows[0])]
-        more = f" (and {len(rows) - 1} more of {len(passages)})" if len(rows) > 1 else ""
-        message = f"the vector of passage {passage.id!r} (number {first + int(rows[0])}){more} {what}"
-        raise DataError(f"{message}; its title is {passage.title!r}, its text begins {passage.text[:80]!r}", hint=hint)
+    def leftovers(self) -> Iterator[WorkFolder]:
+        """Yield, locked, what stopped writers of other requests left beside the target; live ones are passed over."""
+        for path in sorted(self.path.parent.glob(self._siblings)):
+            work = WorkFolder(path)
+            if path == self.work.path or not (work.journal / "lock").is_file():
+                continue
+            try:
+                work.lock(patience_s=0)
+            except ConfigError:
+                continue
+            yield work
 
 
 def file_entry(path: Path) -> dict[str, Any]:

@@ -11,13 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from ragtrain.errors import ConfigError, DataError, RagtrainError
+from ragtrain.models.encoding import (
+    Precision,
+    TokenBatches,
+    encode_batches,
+    pool,
+    ragged_tokens,
+    token_batches,
+    token_budget,
+)
 from ragtrain.models.folders import (
     SIDECAR,
     EncoderSpec,
@@ -33,6 +41,7 @@ from ragtrain.models.folders import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
     from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from ragtrain.config.commands import EncoderConfig
@@ -81,53 +90,91 @@ class TextEncoder(nn.Module):
         """Longest question or passage that is read, in tokens."""
         return cast("int", self.settings.max_tokens)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None = None) -> Tensor:
         """Return the vectors of a batch of texts.
 
         Args:
             input_ids: (batch, tokens).
-            attention_mask: (batch, tokens), 1 where there is a token.
+            attention_mask: (batch, tokens), 1 where there is a token; None where there is no padding.
             token_type_ids: (batch, tokens) segments, where the tokenizer gives them.
 
         Returns:
             (batch, dim) float32.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs: dict[str, Tensor | None] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         output = self.model(**inputs, return_dict=True)
         if self.settings.pooling == "pooler":
             vectors = output.pooler_output.float()
         else:
-            vectors = _pool(output.last_hidden_state, attention_mask, self.settings.pooling)
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            vectors = pool(output.last_hidden_state, mask, self.settings.pooling)
         return nn.functional.normalize(vectors, dim=-1) if self.settings.normalize else vectors
 
     def tokenize_questions(self, questions: Sequence[str], max_tokens: int | None = None) -> BatchEncoding:
         """Return padded tensors (batch, longest) of questions, the prompt before each."""
         texts = [self.settings.query_prompt + question for question in questions]
-        return self._tokenize(texts, max_tokens or self.max_tokens("question"))
+        return self._tokenize(texts, max_tokens=max_tokens or self.max_tokens("question"))
 
     def tokenize_passages(self, passages: Sequence[tuple[str, str]], max_tokens: int | None = None) -> BatchEncoding:
         """Return padded tensors (batch, longest) of (title, text) pairs, in the encoder's own format."""
-        limit = max_tokens or self.max_tokens("passage")
-        prompt = self.settings.passage_prompt
-        if self.settings.passage_format == "joined":
-            return self._tokenize([prompt + f"{title} {text}".strip() for title, text in passages], limit)
-        titles, texts = [prompt + title for title, _ in passages], [text for _, text in passages]
-        return self._tokenize(titles, limit, texts)
+        return self._tokenize(*self._passage_texts(passages), max_tokens=max_tokens or self.max_tokens("passage"))
+
+    def passage_batches(
+        self, passages: Sequence[tuple[str, str]], batch_size: int = 64, device: torch.device | str | None = None
+    ) -> TokenBatches:
+        """Return the batches in which ``encode_passages`` computes (title, text) pairs; needs no network.
+
+        It may run in another thread while the network computes the batches before.
+
+        Args:
+            passages: (title, text) pairs.
+            batch_size: passages of the longest kind that are computed at a time; shorter ones come in larger batches.
+            device: where they are to be computed.
+        """
+        limit = self.max_tokens("passage")
+        tokens = ragged_tokens(self.tokenizer, *self._passage_texts(passages), max_tokens=limit)
+        budget = token_budget(batch_size * limit, self.device if device is None else torch.device(device))
+        return token_batches(tokens, budget, pad_token_id=self.tokenizer.pad_token_id or 0)
 
     def encode_questions(
         self, questions: Sequence[str], batch_size: int = 64, device: torch.device | str | None = None
     ) -> np.ndarray:
         """Return (questions, dim) float32 vectors, without dropout or gradient."""
-        return self._encode(questions, [len(text) for text in questions], self.tokenize_questions, batch_size, device)
+        texts, limit = [self.settings.query_prompt + question for question in questions], self.max_tokens("question")
+        if device is not None:
+            self.to(device)
+        tokens = ragged_tokens(self.tokenizer, texts, max_tokens=limit)
+        batches = token_batches(
+            tokens, token_budget(batch_size * limit, self.device), pad_token_id=self.tokenizer.pad_token_id or 0
+        )
+        with evaluating(self):
+            return encode_batches(self, batches, dim=self.dim)
 
     def encode_passages(
-        self, passages: Sequence[tuple[str, str]], batch_size: int = 64, device: torch.device | str | None = None
+        self,
+        passages: Sequence[tuple[str, str]] | TokenBatches,
+        batch_size: int = 64,
+        device: torch.device | str | None = None,
+        *,
+        precision: Precision = "float32",
+        progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
-        """Return (passages, dim) float32 vectors of (title, text) pairs, without dropout or gradient."""
-        lengths = [len(title) + len(text) for title, text in passages]
-        return self._encode(passages, lengths, self.tokenize_passages, batch_size, device)
+        """Return (passages, dim) float32 vectors of (title, text) pairs, without dropout or gradient.
+
+        Args:
+            passages: (title, text) pairs, or their ``passage_batches``.
+            batch_size: passages of the longest kind that are computed at a time.
+            device: where to compute; the encoder stays there.
+            precision: arithmetic of the network's matrix products; the vectors are float32 in any case.
+            progress: called now and then with the number of passages that were computed since the last call.
+        """
+        if device is not None:
+            self.to(device)
+        batches = passages if isinstance(passages, TokenBatches) else self.passage_batches(passages, batch_size)
+        with evaluating(self):
+            return encode_batches(self, batches, dim=self.dim, precision=precision, progress=progress)
 
     def spec(self) -> dict[str, Any]:
         """Return what decides a vector besides the weights, as JSON."""
@@ -177,7 +224,14 @@ class TextEncoder(nn.Module):
         nn.Module.train(dpr, self.training)
         return dpr
 
-    def _tokenize(self, texts: list[str], max_tokens: int, pairs: list[str] | None = None) -> BatchEncoding:
+    def _passage_texts(self, passages: Sequence[tuple[str, str]]) -> tuple[list[str], list[str] | None]:
+        """Return what the tokenizer reads: texts, and second texts where title and text are two segments."""
+        prompt = self.settings.passage_prompt
+        if self.settings.passage_format == "joined":
+            return [prompt + f"{title} {text}".strip() for title, text in passages], None
+        return [prompt + title for title, _ in passages], [text for _, text in passages]
+
+    def _tokenize(self, texts: list[str], pairs: list[str] | None = None, *, max_tokens: int) -> BatchEncoding:
         batch: BatchEncoding = self.tokenizer(
             texts,
             pairs,
@@ -188,26 +242,6 @@ class TextEncoder(nn.Module):
             return_token_type_ids=None if pairs is None else True,  # a pair is told apart by its segments
         )
         return batch
-
-    def _encode(
-        self,
-        items: Sequence[Any],
-        lengths: Sequence[int],
-        tokenize: Callable[[list[Any]], BatchEncoding],
-        batch_size: int,
-        device: torch.device | str | None,
-    ) -> np.ndarray:
-        """Encode longest first, so that a batch holds equals and the largest one comes first."""
-        if device is not None:
-            self.to(device)
-        vectors = np.empty((len(items), self.dim), dtype=np.float32)
-        order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
-        with evaluating(self):
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                batch = tokenize([items[row] for row in rows]).to(self.device)
-                vectors[rows] = self(**_known(batch)).cpu().numpy()
-        return vectors
 
 
 @contextmanager
@@ -355,26 +389,9 @@ def _model_config(folder: Path, name: str) -> PreTrainedConfig:
         raise DataError(f"not a model of transformers' own: {error}", path=name) from error
 
 
-def _pool(states: Tensor, mask: Tensor, pooling: str | None) -> Tensor:
-    """Return (batch, dim) float32 of (batch, tokens, dim) states; padding may be on either side."""
-    states, rows = states.float(), torch.arange(len(states), device=states.device)
-    if pooling == "mean":
-        weights = mask.unsqueeze(-1).float()
-        return (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-    if pooling == "cls":
-        return states[rows, mask.int().argmax(dim=1)]
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    return states[rows, (mask * positions).argmax(dim=1)]
-
-
 def _lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
     from tokenizers import normalizers
 
     backend = tokenizer.backend_tokenizer
     before = [backend.normalizer] if backend.normalizer is not None else []
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
-
-
-def _known(batch: BatchEncoding) -> dict[str, Tensor]:
-    """Return what ``forward`` takes of what a tokenizer gives."""
-    return {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,14 @@ from ragtrain.errors import ConfigError, IndexMismatchError, OutOfMemoryError
 from ragtrain.models.encoder import load_encoder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
     from ragtrain.config.commands import EncoderConfig
     from ragtrain.index.search import DenseIndex
     from ragtrain.models.encoder import TextEncoder
+    from ragtrain.models.encoding import Precision, TokenBatches
 
 
 def passage_encoder(config: EncoderConfig) -> TextEncoder:
@@ -54,14 +56,35 @@ def question_encoder(index: DenseIndex, name: str | Path | None = None) -> TextE
     return encoder
 
 
+def context_encoder(index: DenseIndex, name: str | None = None) -> TextEncoder:
+    """Load the encoder of an index's passages, to train it: the one named, or else the one that made the index.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+        IndexMismatchError: its vectors have another dimension than the index.
+    """
+    config = index.encoder_config
+    encoder = load_encoder(name or index.manifest["encoder"].get("name") or demo.ENCODER, config=config, role="passage")
+    if encoder.dim != index.dim:
+        raise IndexMismatchError(
+            f"holds vectors of {index.dim} dimensions, and the passage encoder makes {encoder.dim}",
+            path=index.path,
+            hint="name the encoder that the index was made with, or prepare the index with this one",
+        )
+    return encoder
+
+
 def resolve_device(name: str | None) -> torch.device:
-    """Return the device of that name; without one, a GPU if there is one.
+    """Return the device of that name; without one, a GPU if there is one: its own for each process of a launcher.
 
     Raises:
         ConfigError: there is no such device.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        own = int(os.environ.get("LOCAL_RANK", "0") or 0)
+        return torch.device(f"cuda:{own % torch.cuda.device_count()}" if own else "cuda")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -80,16 +103,49 @@ def encoder_entry(config: EncoderConfig, encoder: TextEncoder, fingerprint: str)
     return {"name": name, "fingerprint": fingerprint, "spec": spec, "config": asked}
 
 
+class PassageCoder:
+    """Encodes the passages of an index: ``prepare`` in one thread, the call in another.
+
+    Attributes:
+        progress: called now and then with the number of passages that were computed since the last call.
+        precision: arithmetic on the device. GPUs are several times faster at float16; its rounding is that of float16
+            storage. T5 encoders overflow in it, and get bfloat16.
+    """
+
+    def __init__(self, encoder: TextEncoder, batch_size: int, device: torch.device) -> None:
+        self.encoder, self.batch_size, self.device = encoder, batch_size, device
+        self.progress: Callable[[int], object] | None = None
+        self.precision: Precision = "float32"
+        if device.type == "cuda":
+            overflows = encoder.spec()["model_class"].startswith(("T5", "MT5", "UMT5"))
+            self.precision = "bfloat16" if overflows else "float16"
+
+    def prepare(self, pairs: Sequence[tuple[str, str]]) -> TokenBatches:
+        """Return the batches of (title, text) pairs."""
+        return self.encoder.passage_batches(pairs, self.batch_size, self.device)
+
+    def __call__(self, batches: TokenBatches) -> np.ndarray:
+        """Return (passages, dim) float32 vectors.
+
+        Raises:
+            OutOfMemoryError: the device is full.
+        """
+        try:
+            return self.encoder.encode_passages(
+                batches, self.batch_size, self.device, precision=self.precision, progress=self.progress
+            )
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"{self.device} has no memory left for {self.batch_size} passages at a time",
+                hint=f"try --encode-batch-size {max(1, self.batch_size // 2)}",
+            ) from error
+
+
 def encode(encoder: TextEncoder, pairs: Sequence[tuple[str, str]], batch_size: int, device: torch.device) -> np.ndarray:
-    """Return (pairs, dim) float32 vectors of (title, text) pairs.
+    """Return (pairs, dim) float32 vectors of (title, text) pairs, computed as for an index.
 
     Raises:
         OutOfMemoryError: the device is full.
     """
-    try:
-        return encoder.encode_passages(pairs, batch_size=batch_size, device=device)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"{device} has no memory left for {batch_size} passages at a time",
-            hint=f"try --encode-batch-size {max(1, batch_size // 2)}",
-        ) from error
+    coder = PassageCoder(encoder, batch_size, device)
+    return coder(coder.prepare(pairs))

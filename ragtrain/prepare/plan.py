@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,10 @@ def plan(config: PrepareConfig, survey: Survey, source: Source, encoder: TextEnc
     started = time.perf_counter()
     encode(encoder, pairs, config.encode_batch_size, device)
     each = (time.perf_counter() - started) / len(pairs)
+    shard = min(config.shard_size, survey.count)
+    # Two shards at a time: one is computed, the next is tokenized; of a piece its text, ids as Python numbers, vector.
+    piece = 2 * survey.size / survey.count + 40 * float(np.mean(np.minimum(lengths, limit))) + 12 * encoder.dim
+    memory = peak_memory_bytes() + 2 * shard * piece + 32 * survey.count
     vectors = survey.count * encoder.dim * np.dtype(config.storage).itemsize
     faiss = survey.count * encoder.dim * 4 if config.index_type == "faiss-flat" else 0
     return {
@@ -40,7 +46,24 @@ def plan(config: PrepareConfig, survey: Survey, source: Source, encoder: TextEnc
         "pieces_cut_estimated": f"{np.mean([length > limit for length in lengths]):.0%} (over {limit} tokens)",
         "dimensions": encoder.dim,
         "bytes": vectors + faiss + survey.size + 8 * (survey.count + 1),
+        "shards": f"{-(-survey.count // config.shard_size)} of up to {config.shard_size} pieces",
+        "memory_bytes_estimated": round(memory),
+        "disk_bytes_free": shutil.disk_usage(_existing(path.absolute())).free,
         "device": str(device),
         "seconds_estimated": round(survey.count * each, 1),
         "output": str(path),
     }
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory this process has held so far, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)

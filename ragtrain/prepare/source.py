@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import random
 from typing import TYPE_CHECKING
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("ragtrain")
 
 DEMO_PASSAGES = demo.FOLDER / "passages.jsonl"
+#: Changes whenever what a work folder holds changes, so that no version goes on where another one stopped.
+REQUEST = 1
 #: Pieces that a plan is measured on.
 SAMPLE = 64
 
@@ -62,6 +66,18 @@ class Source:
             self.read += 1
             yield passage
         self.skipped, self.format = reader.skipped, reader.format
+
+    def request(self, *settings: object) -> str:
+        """Return a short name of everything that decides an index: these files as they are, how they are split, and more.
+
+        Args:
+            settings: what else decides it.
+        """
+        files = sorted(path for path in self.path.rglob("*") if path.is_file()) if self.path.is_dir() else [self.path]
+        stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        split = (self.config.passage_words, self.config.overlap, self.config.skip_bad_lines)
+        text = json.dumps([REQUEST, stamps, split, settings], default=str)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def survey(self) -> Survey:
         """Read everything once."""
