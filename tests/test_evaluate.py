@@ -307,12 +307,10 @@ def test_fast_decoding_is_asked_for_and_recorded(world: World) -> None:
 def test_retrieval_is_as_in_training_or_as_asked_for(world: World) -> None:
     pytest.importorskip("faiss", reason="the extra [cpu] is not installed")
     complete(PrepareConfig(bm25=True, index_type="hnsw"), world.root / "data" / "index")
-    folder, found = RunFolder.open(world.run), {}
-    values = {
-        **folder.config,
-        "retriever": {**folder.config["retriever"], "retrieval": "bm25", "search_index": "faiss"},
-    }
-    (world.run / "config.yaml").write_text(yaml.safe_dump(values))
+    found, file = {}, world.run / "config.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["retriever"].update(retrieval="bm25", search_index="faiss")
+    file.write_text(yaml.safe_dump(content))
     for name, changes in {
         "trained": {}, "dense": {"retrieval": "dense", "search_index": "flat"}, "hybrid": {"retrieval": "hybrid"}
     }.items():  # fmt: skip

@@ -30,6 +30,7 @@ from ragtrain.evaluate.resolve import (
     Subject,
     index_path_of,
     load_model_of,
+    precision_of,
     questions_of,
     subject_of,
     weights_fingerprint,
@@ -39,6 +40,8 @@ from ragtrain.records import write_json, write_jsonl
 from ragtrain.retrieve import Retriever
 
 if TYPE_CHECKING:
+    import torch
+
     from ragtrain.config.commands import EvalConfig
     from ragtrain.models.rag import RagModel
 
@@ -89,11 +92,9 @@ def run(config: EvalConfig) -> EvalResult:
     subject = subject_of(config)
     output = _output_folder(config, subject)
     questions = questions_of(config, subject)
-    index = DenseIndex.open(index_path_of(subject, config.index_path))
-    if config.passages_path is not None:
-        log.warning("the index folder %s holds its passages: %s is not read", index.path, config.passages_path)
+    index = DenseIndex.open(index_path_of(subject, config.index_path), passages=config.passages_path)
     model = load_model_of(subject)
-    settings = _settings(config, model)
+    settings = _settings(config, model, subject, device)
 
     # 2. The same evaluation is not made twice, and another one is not overwritten unasked.
     described = _describe(subject, model, questions, index, settings)
@@ -105,7 +106,14 @@ def run(config: EvalConfig) -> EvalResult:
     # 3. Answers, scores, files.
     else:
         _warn_of_another_encoder(subject, index)
-        retriever = Retriever.for_model(index, model.to(device), device=device, n_docs=settings.n_docs)
+        retriever = Retriever.for_model(
+            index,
+            model.to(device),
+            device=device,
+            n_docs=settings.n_docs,
+            retrieval=settings.retrieval,
+            search_index=settings.search_index,
+        )
         evaluation = evaluate_questions(model, retriever, questions.questions, settings)
         summary = _summary(evaluation, described, settings, str(device))
         _write(output, summary, evaluation)
@@ -133,7 +141,8 @@ def _output_folder(config: EvalConfig, subject: Subject) -> Path:
     return Path("runs") / name / "eval"
 
 
-def _settings(config: EvalConfig, model: RagModel) -> AnswerSettings:
+def _settings(config: EvalConfig, model: RagModel, subject: Subject, device: torch.device) -> AnswerSettings:
+    """Return how questions are answered: as asked for, else as the run was trained."""
     return AnswerSettings(
         n_docs=config.n_docs or model.settings.n_docs,
         recall_at=tuple(sorted(set(config.recall_at))),
@@ -142,6 +151,10 @@ def _settings(config: EvalConfig, model: RagModel) -> AnswerSettings:
         max_question_tokens=model.settings.max_question_tokens,
         batch_size=config.batch_size,
         seed=config.seed,
+        decoding=config.decoding,
+        retrieval=config.retrieval or subject.setting("retriever", "retrieval") or "dense",
+        search_index=config.search_index or subject.setting("retriever", "search_index") or "flat",
+        precision=precision_of(subject, device),
     )
 
 
@@ -171,6 +184,7 @@ def _describe(
             "count": index.count,
             "passages_sha256": index.manifest["passages_sha256"],
             "vectors_sha256": index.manifest.get("vectors_sha256"),
+            **_searched(index, settings),
         },
         "settings": {**dataclasses.asdict(settings), "recall_at": list(settings.recall_at),
                      "max_input_tokens": model.settings.max_input_tokens},
@@ -179,12 +193,27 @@ def _describe(
     defining = {
         "model": described["model"]["fingerprint"],
         "data": [questions.sha256, ids],
-        "index": [described["index"]["passages_sha256"], described["index"]["vectors_sha256"]],
+        "index": [
+            described["index"]["passages_sha256"],
+            described["index"]["vectors_sha256"],
+            _searched(index, settings),
+        ],
         "settings": {name: value for name, value in described["settings"].items() if name not in _NOT_DEFINING},
         "ragtrain": ragtrain.__version__,
     }
     text = json.dumps(defining, sort_keys=True)
     return {**described, "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def _searched(index: DenseIndex, settings: AnswerSettings) -> dict[str, Any]:
+    """Return what the manifest says of what is searched besides the vectors."""
+    said: dict[str, Any] = {}
+    if settings.search_index == "faiss":
+        about = index.manifest.get("ann") or index.manifest["files"].get("index.faiss", {})
+        said["faiss"] = {name: about[name] for name in ("type", "settings", "size") if name in about}
+    if settings.retrieval != "dense":
+        said["bm25"] = index.manifest.get("bm25")
+    return said
 
 
 def _versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,10 @@ class AnswerSettings:
         batch_size: questions answered at a time; no result depends on it.
         seed: of the bootstrap.
         confidence: level of the intervals.
+        decoding: what candidate answers are scored under: every passage, or those that proposed them.
+        retrieval: what chooses passages; it is the retriever that does so, here it is only recorded.
+        search_index: how vectors are searched; likewise.
+        precision: arithmetic of the networks; scores and likelihoods are float32 in any case.
     """
 
     n_docs: int = 5
@@ -50,6 +54,10 @@ class AnswerSettings:
     batch_size: int = 16
     seed: int = 0
     confidence: float = 0.95
+    decoding: Literal["thorough", "fast"] = "thorough"
+    retrieval: Literal["dense", "bm25", "hybrid"] = "dense"
+    search_index: Literal["flat", "faiss"] = "flat"
+    precision: Literal["no", "bf16", "fp16"] = "no"
 
     @property
     def depth(self) -> int:
@@ -128,7 +136,7 @@ class Evaluation:
 def evaluate_questions(
     model: RagModel, retriever: Retriever, questions: Sequence[Question], settings: AnswerSettings
 ) -> Evaluation:
-    """Answer questions by thorough decoding and score the answers.
+    """Answer questions and score the answers.
 
     The model is left in the mode it was in. Records come in the order of the questions.
 
@@ -171,16 +179,19 @@ def answer_batch(
     # A question follows a space in the generator's input.
     spaced = bare_ids(model.generator_tokenizer, [f" {text}" for text in texts])
     lookup = retriever.for_questions(
-        [np.asarray(ids, dtype=np.int64) for ids in spaced], n_docs=settings.n_docs, depth=settings.depth
+        [np.asarray(ids, dtype=np.int64) for ids in spaced], n_docs=settings.n_docs, depth=settings.depth, texts=texts
     )
-    answers = decode(
-        model,
-        encoded["input_ids"],
-        encoded["attention_mask"],
-        lookup,
-        num_beams=settings.num_beams,
-        max_new_tokens=settings.max_new_tokens,
-    )
+    kind = torch.float16 if settings.precision == "fp16" else torch.bfloat16
+    with torch.autocast(device.type, dtype=kind, enabled=settings.precision != "no"):
+        answers = decode(
+            model,
+            encoded["input_ids"],
+            encoded["attention_mask"],
+            lookup,
+            num_beams=settings.num_beams,
+            max_new_tokens=settings.max_new_tokens,
+            method=settings.decoding,
+        )
     found = [retriever.passages(lookup.hits, row) for row in range(len(questions))]
     seconds = (time.perf_counter() - started) / len(questions)
     return [

@@ -12,7 +12,7 @@ import json
 import logging
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -255,6 +255,19 @@ def _own_questions(subject: Subject) -> Path:
     log.info("there is no test.jsonl in %s: the validation questions are answered, by which the best checkpoint of the "
              "run was chosen", folder)  # fmt: skip
     return path
+
+
+def precision_of(subject: Subject, device: torch.device) -> Literal["no", "bf16", "fp16"]:
+    """Return the arithmetic of a run's training, where there is a GPU; a CPU computes in float32.
+
+    What is no run gets what ``auto`` stands for.
+    """
+    asked = subject.setting("loop", "mixed_precision") or "auto"
+    if device.type != "cuda" or asked == "no":
+        return "no"
+    if asked == "auto":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "fp16" if asked == "fp16" else "bf16"
 
 
 def weights_fingerprint(model: RagModel) -> str:
