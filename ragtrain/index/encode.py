@@ -29,7 +29,7 @@ import numpy as np
 
 import ragtrain
 from ragtrain.errors import ConfigError, DataError, RagtrainError
-from ragtrain.index.faiss_flat import FAISS_FILE, write_faiss
+from ragtrain.index.faiss_search import FAISS_FILE, write_faiss
 from ragtrain.index.passages import OFFSETS_FILE, PASSAGES_FILE, PassageStore, Written, write_passages
 from ragtrain.index.shards import JOURNAL, VECTORS_FILE, Job, WorkFolder, encode_shards, sync_folder
 from ragtrain.index.vectors import Metric, Storage, storable

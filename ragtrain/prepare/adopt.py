@@ -21,7 +21,7 @@ import numpy as np
 from ragtrain import report
 from ragtrain.errors import ConfigError, DataError, IndexMismatchError
 from ragtrain.index.encode import FORMAT, MANIFEST_FILE, VECTORS_FILE, VERSION, _versions, file_entry
-from ragtrain.index.faiss_flat import FAISS_FILE
+from ragtrain.index.faiss_search import FAISS_FILE
 from ragtrain.index.foreign import ForeignVectors, Found, Place, find, read_vectors
 from ragtrain.index.passages import OFFSETS_FILE, PASSAGES_FILE
 from ragtrain.index.search import DenseIndex, read_manifest

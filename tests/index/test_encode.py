@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ragtrain.errors import ConfigError, DataError, RagtrainError
-from ragtrain.index import faiss_flat
+from ragtrain.index import faiss_search
 from ragtrain.index.encode import IndexWriter, add_faiss
 from ragtrain.index.passages import PassageStore
 from ragtrain.index.search import DenseIndex
@@ -154,5 +154,5 @@ def test_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ConfigError) as caught:
-        faiss_flat.import_faiss()
+        faiss_search.import_faiss()
     assert "pip install 'ragtrain[cpu]'" in str(caught.value.hint)

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ragtrain.errors import DataError
-from ragtrain.index.faiss_flat import import_faiss
+from ragtrain.index.faiss_search import import_faiss
 from ragtrain.index.foreign.places import AGAIN, BLOCK, ForeignVectors, Place
 
 if TYPE_CHECKING:
