@@ -6,6 +6,7 @@ RUN/
 ├── data.json       what was read, with hashes
 ├── metrics.jsonl   one line a step
 ├── train.log       what the console said
+├── alarms.jsonl    only where training showed a way of going wrong: one line an alarm
 ├── nonfinite.json  only after a loss that was not finite: the batch it came from
 ├── runs/           TensorBoard
 ├── checkpoints/    step-000100/ …, ``latest`` and ``best`` (relative links)
@@ -45,6 +46,8 @@ NOT_DEFINING = frozenset(
         "gradient_accumulation_steps",
         # how the same step is cut when a device is full
         "on_out_of_memory",
+        # whether an alarm ends the run, not what it computes
+        "on_alarm",
     }
 )  # fmt: skip
 """Fields that may differ between two stretches of the same run (field names are unique within a command)."""
@@ -223,6 +226,11 @@ class RunFolder:
         """One JSON line a step."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def alarms_file(self) -> Path:
+        """One JSON line an alarm; not there where there was none."""
+        return self.path / "alarms.jsonl"
+
     def _write_config(self) -> None:
         import yaml
 
@@ -259,9 +267,7 @@ class RunFolder:
         """Append one JSON line to ``metrics.jsonl``; numbers that are not finite become null."""
         if not is_main_process():
             return
-        clean = json.loads(json.dumps(dict(row), default=str), parse_constant=lambda _: None)
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clean, ensure_ascii=False) + "\n")
+        _append_line(self.metrics_file, row)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl``; a last line that a kill cut short is left out.
@@ -269,26 +275,60 @@ class RunFolder:
         Raises:
             DataError: A line that is not the last one is not JSON.
         """
-        if not self.metrics_file.is_file():
-            return []
-        rows: list[dict[str, Any]] = []
-        lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as cause:
-                if number < len(lines):
-                    raise DataError("not a JSON line", path=self.metrics_file, line=number) from cause
-        return rows
+        return _read_lines(self.metrics_file)
 
     def truncate_metrics(self, last_step: int) -> None:
         """Keep the lines of ``metrics.jsonl`` up to ``last_step``: what comes after them is done again."""
-        if not is_main_process() or not self.metrics_file.exists():
-            return
-        kept = [row for row in self.read_metrics() if row.get("step", 0) <= last_step]
-        aside = self.path / f".metrics.jsonl.tmp-{os.getpid()}"
-        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
-        aside.replace(self.metrics_file)
+        if is_main_process():
+            _truncate_lines(self.metrics_file, last_step)
+
+    def append_alarm(self, row: Mapping[str, Any]) -> None:
+        """Append one JSON line to ``alarms.jsonl``; numbers that are not finite become null."""
+        if is_main_process():
+            _append_line(self.alarms_file, row)
+
+    def read_alarms(self) -> list[dict[str, Any]]:
+        """Return the lines of ``alarms.jsonl``, empty where there was no alarm.
+
+        Raises:
+            DataError: A line that is not the last one is not JSON.
+        """
+        return _read_lines(self.alarms_file)
+
+    def truncate_alarms(self, last_step: int) -> None:
+        """Keep the lines of ``alarms.jsonl`` up to ``last_step``: what comes after them is done again."""
+        if is_main_process():
+            _truncate_lines(self.alarms_file, last_step)
+
+
+def _append_line(path: Path, row: Mapping[str, Any]) -> None:
+    clean = json.loads(json.dumps(dict(row), default=str), parse_constant=lambda _: None)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(clean, ensure_ascii=False) + "\n")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of steps; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    rows: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as cause:
+            if number < len(lines):
+                raise DataError("not a JSON line", path=path, line=number) from cause
+    return rows
+
+
+def _truncate_lines(path: Path, last_step: int) -> None:
+    if not path.exists():
+        return
+    kept = [row for row in _read_lines(path) if row.get("step", 0) <= last_step]
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    aside.replace(path)
 
 
 def _set_aside(path: Path) -> None:

@@ -98,7 +98,7 @@ class RunConfig(Section):
     trackers: tuple[str, ...] = ("tensorboard",)
     """Experiment trackers by Accelerate's names; TensorBoard writes to ``runs`` in the run folder."""
     on_alarm: Literal["warn", "stop"] = "warn"
-    """When training shows a known way of going wrong (retrieval collapse, no retriever gradient, an exploding loss):
-    say so with a remedy and go on, or stop after saving."""
+    """When training shows a way of going wrong that ruins it (retrieval collapse, no retriever gradient, an exploding
+    loss): say so with a remedy and go on, or stop with the checkpoints that are there."""
     dry_run: bool = False
     """Read everything, build the model, print the plan and write nothing."""
