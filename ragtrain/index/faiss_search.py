@@ -62,7 +62,8 @@ class FaissSearcher(Searcher):
         if not path.is_file():
             raise DataError("this index has no faiss file", path=path, hint=hint)
         try:
-            self._file = faiss.read_index(str(path))
+            # Mapped where faiss can: vectors are read as they are needed and shared with other processes.
+            self._file = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
         except RuntimeError as error:
             raise DataError(f"faiss cannot read it: {error}", path=path, hint=hint) from error
         # With ids of its own, positions are those of the index within.

@@ -31,12 +31,14 @@ log = logging.getLogger("ragtrain")
 
 #: Passages read at a time.
 CHUNK = 4096
+#: Vectors of which anything can be learned.
+ENOUGH = 10**6
 #: What another tool's faiss file is called in the manifest when ours takes its place; the file stays where it is.
 ADOPTED_FILE = "adopted.faiss"
 
 
 def check_libraries(config: PrepareConfig) -> None:
-    """Refuse before hours of encoding what could not be written after them.
+    """Refuse at once what could not be written after hours of encoding.
 
     Raises:
         ConfigError: faiss or bm25s is asked for and not installed.
@@ -45,6 +47,16 @@ def check_libraries(config: PrepareConfig) -> None:
         import_faiss()
     if config.bm25:
         import_bm25s()
+
+
+def check_dimensions(config: PrepareConfig, dim: int) -> None:
+    """Refuse a compression that vectors of ``dim`` numbers cannot have, before they are made.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if config.index_type == "ivfpq":
+        ann.settings_for("ivfpq", config.ann, ENOUGH, dim)
 
 
 def complete(config: PrepareConfig, path: Path) -> None:

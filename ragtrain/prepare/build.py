@@ -17,7 +17,7 @@ from ragtrain.errors import ConfigError, DataError
 from ragtrain.index.encode import IndexWriter
 from ragtrain.index.search import DenseIndex
 from ragtrain.index.shards import Job, WorkFolder, encode_shards
-from ragtrain.prepare.beside import check_libraries, complete
+from ragtrain.prepare.beside import check_dimensions, check_libraries, complete
 from ragtrain.prepare.encoders import PassageCoder, encoder_entry, passage_encoder, resolve_device
 from ragtrain.prepare.plan import plan
 from ragtrain.prepare.ranks import Ranks
@@ -84,6 +84,7 @@ def _make(config: PrepareConfig, ranks: Ranks) -> PrepareResult:
     path = config.output_dir or default_output(source.path)
     device = resolve_device(config.device)
     encoder = passage_encoder(config.encoder).to(device)
+    check_dimensions(config, encoder.dim)
     metric: Metric = "cosine" if encoder.spec().get("normalize") else "inner_product"
 
     def result(count: int, metric: str = metric, **more: Any) -> PrepareResult:  # noqa: ANN401 - fields of the result

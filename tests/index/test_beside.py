@@ -133,3 +133,10 @@ def test_libraries_are_asked_for_before_anything_is_encoded(monkeypatch: pytest.
         beside.check_libraries(asked("ivf"))
     with pytest.raises(ConfigError, match="bm25s is not installed"):
         beside.check_libraries(PrepareConfig(bm25=True))
+
+
+def test_a_compression_that_cannot_be_is_refused_before_vectors_are_made() -> None:
+    beside.check_dimensions(asked("ivfpq"), 16)
+    beside.check_dimensions(asked("hnsw"), 15)
+    with pytest.raises(ConfigError, match="pq_bytes is 4, which does not divide the 15 dimensions"):
+        beside.check_dimensions(asked("ivfpq"), 15)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +12,6 @@ from hypothesis import strategies as st
 from ragtrain.errors import ConfigError, DataError, IndexMismatchError, NumericsError
 from ragtrain.index import coarse, exact
 from ragtrain.index.exact import Searcher
-from ragtrain.index.search import DenseIndex
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -245,80 +242,6 @@ def test_faiss_missing(make_index, monkeypatch: pytest.MonkeyPatch) -> None:
         index.searcher(backend="faiss-flat")
 
 
-# ---------------------------------------------------------------------------------------------- eight bits
-
-
-@given(
-    st.integers(130, 400), st.integers(1, 6), st.sampled_from(["normal", "shifted", "heavy", "equal", "scaled", "sparse"]),
-    st.integers(0, 2**32 - 1),
-)  # fmt: skip
-@settings(max_examples=120, deadline=None)
-def test_eight_bits_miss_nothing(count: int, n_docs: int, kind: str, seed: int) -> None:
-    """Whatever the vectors look like: off centre, with outliers, all alike, of very different lengths, mostly zero."""
-    if not coarse.available():
-        pytest.skip("this CPU has no eight-bit units")
-    generator = np.random.default_rng(seed)
-    vectors = generator.normal(size=(count, DIM))
-    queries = generator.normal(size=(4, DIM))
-    if kind == "shifted":
-        vectors, queries = vectors * 1e-2 + 3, queries + 2
-    elif kind == "heavy":
-        vectors, queries = vectors**7, queries**5
-    elif kind == "equal":
-        vectors[:] = vectors[0]
-        queries[0] = 0
-    elif kind == "scaled":
-        vectors *= 10.0 ** generator.integers(-3, 3, (count, 1))
-        queries *= 10.0 ** generator.integers(-3, 3, (4, 1))
-    elif kind == "sparse":
-        vectors *= generator.random(vectors.shape) < 0.1
-    wide = vectors.astype(np.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        in_eight_bits(patch)
-        patch.setattr(coarse, "PACKED", 120)
-        searcher = Searcher(wide)
-        hits = searcher.search(torch.from_numpy(queries.astype(np.float32)), n_docs)
-    assert searcher._coarse is not None
-    ids, scores = by_hand(wide, torch.from_numpy(queries.astype(np.float32)), n_docs)
-    assert hits.scores.tolist() == scores
-    assert hits.ids.tolist() == ids
-
-
-def test_what_eight_bits_lose_is_bounded_and_the_bound_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not coarse.available():
-        pytest.skip("this CPU has no eight-bit units")
-    vectors, queries = torch.randn(4096, 96), torch.randn(8, 96)
-    rounded = coarse.Coarse(vectors.split(512), vectors.mean(0), 4096)
-    ((_, rows, packed, scales),) = rounded._lots
-    scale = queries.abs().amax(1, keepdim=True) / coarse.TOP
-    codes = (queries / scale).round() + coarse.SHIFT
-    approximate = coarse._integer_product(codes.to(torch.uint8), packed, scales)[:, :rows] * scale
-    error = (approximate - queries @ (vectors - vectors.mean(0)).T).abs()
-    lost = torch.linalg.vector_norm(queries - (codes - coarse.SHIFT) * scale, dim=1)
-    bound = lost * rounded.longest + torch.linalg.vector_norm(queries, dim=1) * rounded.lost
-    assert (error < bound[:, None]).all()
-    assert (error.amax(1) > bound / 20).all()
-    # Without the bound results do change: it is what keeps them right.
-    queries = torch.randn(200, 96, generator=torch.Generator().manual_seed(1))
-    usual = Searcher(vectors.numpy())
-    monkeypatch.setattr(coarse, "FROM", 1)
-    searcher = Searcher(vectors.numpy())
-    assert usual._coarse is None
-    assert searcher._coarse is not None
-    assert torch.equal(searcher.search(queries, 5).ids, usual.search(queries, 5).ids)
-    searcher._coarse.lost = searcher._coarse.longest = 0.0
-    assert not torch.equal(searcher.search(queries, 5).ids, usual.search(queries, 5).ids)
-
-
-def test_numbers_whose_lengths_overflow_are_left_to_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_eight_bits(monkeypatch)
-    searcher = Searcher(vectors_of(200) * np.float32(1e30), max_norm=1e31)
-    assert searcher._coarse is None
-    usual = Searcher(vectors_of(200))
-    hits = usual.search(torch.randn(2, DIM) * 1e30, 3)
-    assert hits.mask.all()
-
-
 # ---------------------------------------------------------------------------------------------- new vectors
 
 
@@ -364,90 +287,6 @@ def test_score_is_what_search_says(way: dict) -> None:
     scores = searcher.score(queries, ids)
     assert torch.equal(torch.isneginf(scores), ids < 0)
     assert scores[3, 0] == scores[3, 1]
-
-
-# ---------------------------------------------------------------------------------------------- opening
-
-
-def test_open(make_index) -> None:
-    vectors = vectors_of(12)
-    index = make_index(vectors)
-    assert (index.count, len(index), index.dim, index.metric) == (12, 12, DIM, "inner_product")
-    assert (np.asarray(index.vectors) == vectors.astype(np.float16)).all()
-    assert index.passages[3].text == "text 3"
-    assert index.question_encoder is None
-    assert index.encoder_config.encoder is None
-
-
-def test_question_encoder_of_a_dpr_index(make_index) -> None:
-    index = make_index(vectors_of(5))
-    index.manifest["encoder"] = {
-        "name": "facebook/dpr-ctx_encoder-single-nq-base", "spec": {"model_class": "DPRContextEncoder"},
-        "config": {"passage_max_tokens": 256},
-    }  # fmt: skip
-    assert index.question_encoder == "facebook/dpr-question_encoder-single-nq-base"
-    assert index.encoder_config.passage_max_tokens == 256
-
-
-@pytest.mark.parametrize("name", ["vectors.npy", "passages.jsonl", "passages.idx.npy"])
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [("cut", r"was cut: [\d,]+ bytes where"), ("grown", "was changed"), ("gone", "is missing")],
-)
-def test_a_damaged_file_is_named(make_index, name: str, damage: str, message: str) -> None:
-    index = make_index(vectors_of(30))
-    path = index.path / name
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-1])
-    elif damage == "grown":
-        path.write_bytes(path.read_bytes() + b"\n")
-    else:
-        path.unlink()
-    with pytest.raises(DataError, match=rf"{name}: .*{message}"):
-        DenseIndex.open(index.path)
-
-
-def test_files_of_another_index(make_index) -> None:
-    one, other = make_index(vectors_of(30)), make_index(vectors_of(30, dim=8), name="other")
-    shutil.copy(other.path / "vectors.npy", one.path / "vectors.npy")
-    manifest = one.manifest
-    manifest["files"]["vectors.npy"] = other.manifest["files"]["vectors.npy"]
-    (one.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(IndexMismatchError, match=r"holds float16 \(30, 8\) where the manifest says float16 \(30, 24\)"):
-        DenseIndex.open(one.path)
-
-
-def test_vectors_and_passages_must_be_as_many(make_index) -> None:
-    one, other = make_index(vectors_of(30)), make_index(vectors_of(29), name="other")
-    for name in ("passages.jsonl", "passages.idx.npy"):
-        shutil.copy(other.path / name, one.path / name)
-        one.manifest["files"][name] = other.manifest["files"][name]
-    (one.path / "manifest.json").write_text(json.dumps(one.manifest))
-    with pytest.raises(IndexMismatchError, match="has 29 passages for 30 vectors"):
-        DenseIndex.open(one.path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "there is no manifest.json"),
-        ("{", "no JSON"),
-        ("[]", "no manifest of an index"),
-        ('{"format": "other"}', "no manifest of an index"),
-        ('{"format": "ragtrain-index", "version": 99}', "version 99 where 1 is read"),
-        ('{"format": "ragtrain-index", "version": 1}', "field 'count': is missing"),
-    ],
-)
-def test_not_an_index(tmp_path: Path, content: str | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(DataError, match=message):
-        DenseIndex.open(tmp_path)
-
-
-def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such folder"):
-        DenseIndex.open(tmp_path / "nothing")
 
 
 # ---------------------------------------------------------------------------------------------- on a GPU
