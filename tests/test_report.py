@@ -203,6 +203,25 @@ def test_progress_slow_work_says_every_tenth(capsys, clock):
     assert said[0] == "Reading: 2 of 20 (10 %), 0.0/s"
 
 
+def test_progress_of_hours_says_what_is_left(capsys, clock):
+    """What an earlier attempt has done counts as done, and not as fast."""
+    report.configure()
+    with report.progress(10_000, "Encoding", every_s=30) as bar:
+        bar.skip(4000)
+        for _ in range(60):
+            clock.now += 1.5
+            bar.advance(100)
+    assert messages(capsys) == [
+        "Encoding: 6000 of 10000 (60 %), 66.7/s, about 60 s left",
+        "Encoding: 8000 of 10000 (80 %), 66.7/s, about 30 s left",
+        "Encoding: 10000 of 10000 in 90.0 s, 66.7/s",
+    ]
+
+
+def test_durations():
+    assert [report.duration(s) for s in (3, 89, 90, 5000, 12_000)] == ["3 s", "89 s", "2 min", "83 min", "3 h 20 min"]
+
+
 def test_progress_of_unknown_length(capsys, clock):
     report.configure()
     for _ in report.progress(iter(range(30)), "Reading"):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +13,7 @@ from ragtrain.index import faiss_search
 from ragtrain.index.encode import IndexWriter, add_faiss
 from ragtrain.index.passages import PassageStore
 from ragtrain.index.search import DenseIndex
+from ragtrain.index.vectors import VectorFile
 from ragtrain.records import Passage, sha256_file
 
 if TYPE_CHECKING:
@@ -136,6 +139,49 @@ def test_order_of_calls(tmp_path: Path) -> None:
             writer.write_vectors(encode, dim=3)
         with pytest.raises(RagtrainError, match="before passages and vectors"):
             writer.commit(encoder={})
+
+
+def test_a_request_is_found_again(tmp_path: Path) -> None:
+    def stopping(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        if pairs[0][1] == "text 4":
+            raise KeyboardInterrupt
+        return encode(pairs)
+
+    def attempt(encode_with: object) -> list[int]:
+        done: list[int] = []
+        with IndexWriter(tmp_path / "index", request="r") as writer:
+            if writer.stored_passages() is None:
+                writer.write_passages(iter(PASSAGES))
+                writer.record_passages(read=10)
+            writer.write_vectors(encode_with, dim=3, chunk=4, progress=done.append)
+            writer.commit(encoder={})
+        return done
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(stopping)
+    assert [path.name for path in tmp_path.iterdir()] == [".index.work-r"]
+    assert attempt(encode) == [4, 2], "the first of three chunks was there"
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert (DenseIndex.open(tmp_path / "index").vectors == encode([(p.title, p.text) for p in PASSAGES])).all()
+    with pytest.raises(ConfigError, match="holds an index"):
+        attempt(encode)
+
+
+def test_a_full_disk_is_said_before_hours_of_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=59))
+    with pytest.raises(DataError, match=r"where 0\.0 GB are free"):
+        write(tmp_path / "index")
+
+
+def test_vectors_by_plain_reads_and_writes(tmp_path: Path) -> None:
+    path, rows = tmp_path / "v.npy", np.arange(12, dtype=np.float16).reshape(4, 3)
+    np.save(path, np.zeros((4, 3), np.float16))
+    with VectorFile(path, writable=True) as file:
+        assert (file.shape, file.dtype) == ((4, 3), np.float16)
+        digest = file.write(1, rows[1:3])
+        assert file.digest(1, 3) == digest == hashlib.sha256(rows[1:3].tobytes()).hexdigest()
+        assert file.digest(0, 2) != digest
+    assert np.load(path).tolist() == [[0, 0, 0], *rows[1:3].tolist(), [0, 0, 0]]
 
 
 def test_faiss_file_can_be_added(tmp_path: Path) -> None:

@@ -178,3 +178,10 @@ def test_missing_and_cut_files(store: PassageStore, tmp_path: Path) -> None:
     offsets.unlink()
     with pytest.raises(DataError, match=r"passages\.idx\.npy: this file of the index is missing"):
         PassageStore(tmp_path)
+
+
+def test_lines_are_read_without_the_map(tmp_path: Path) -> None:
+    write_passages(tmp_path, PASSAGES)
+    store = PassageStore(tmp_path)
+    for start, stop in ((0, 1), (0, len(PASSAGES)), (1, len(PASSAGES)), (len(PASSAGES) - 1, len(PASSAGES)), (1, 1)):
+        assert store.lines(start, stop) == PASSAGES[start:stop]
