@@ -68,9 +68,10 @@ class Seq2SeqReading:
         results = []
         for values, some in zip(found, paths, strict=True):
             table = torch.zeros(len(some), max(map(len, some)), device=values.device)
-            mask = torch.tensor([[place < len(path) for place in range(table.shape[1])] for path in some])
-            edges = torch.tensor([edge for path in some for edge in path], device=values.device)
-            results.append(table.masked_scatter(mask.to(values.device), values[edges]))
+            lengths = torch.tensor([len(path) for path in some], device=values.device)
+            mask = torch.arange(table.shape[1], device=values.device) < lengths[:, None]
+            edges = torch.tensor([edge for path in some for edge in path], dtype=torch.long, device=values.device)
+            results.append(table.masked_scatter(mask, values[edges]))
         return results
 
     def _read(self, retrieved: Retrieved) -> Source:

@@ -7,18 +7,24 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from ragtrain.losses import log_joint, log_prior
 from ragtrain.models.decoding.answers import Answer, Ballot, elect, strip
 from ragtrain.models.decoding.beams import search
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ragtrain.models.decoding.beams import Hypotheses, SearchSettings
     from ragtrain.models.decoding.reading import Reading
     from ragtrain.models.rag import RagModel, Retrieved
 
 Method = Literal["thorough", "fast"]
 Pair = tuple[int, tuple[int, ...]]
+
+#: Beginnings of candidates, in tokens, that are scored before whole candidates are: most are decided by then.
+STAGES = (2, 8)
+#: Nats below which a passage's share in a candidate's likelihood is left out: beyond the resolution of float32.
+NEGLIGIBLE = -20.0
+#: Nats that a bound may be off by rounding.
+_SLACK = 1e-3
 
 
 def answer(
@@ -35,10 +41,11 @@ def answer(
         method: score every candidate under every passage, or only under those that proposed it.
     """
     found = search(reading.stepper(settings), len(retrieved.input_ids), settings, scores.device)
-    ballot = _Count(found, retrieved.mask, settings.pad)
+    count = _Count(model, found, retrieved.mask, settings.pad)
     if method == "thorough":
-        ballot.complete(reading)
-    return elect(model, ballot.close(model), scores, retrieved)
+        count.complete(reading, log_prior(scores, retrieved.mask))
+    ballot = Ballot(count.tokens, count.owner, count.loglik(), count.prior_counts)
+    return elect(model, ballot, scores, retrieved)
 
 
 class _Count:
@@ -47,66 +54,86 @@ class _Count:
     Candidates stand in the order in which the passages of their question proposed them.
     """
 
-    def __init__(self, found: Hypotheses, mask: Tensor, pad: int) -> None:
+    def __init__(self, model: RagModel, found: Hypotheses, mask: Tensor, pad: int) -> None:
         n_docs = mask.shape[1]
-        self.mask, self.pad = mask.tolist(), pad
         flat, rows = mask.flatten().tolist(), found.tokens.tolist()
-        self.place: dict[Pair, int] = {}
+        place: dict[Pair, int] = {}
         at: dict[tuple[int, int], tuple[int, int]] = {}
         for row, beams in enumerate(rows):
             if not flat[row]:
                 continue
             for beam, tokens in enumerate(beams):
-                candidate = self.place.setdefault((row // n_docs, strip(tokens, pad)), len(self.place))
+                candidate = place.setdefault((row // n_docs, strip(tokens, pad)), len(place))
                 at.setdefault((candidate, row % n_docs), (row, beam))
+        self.tokens, self.owner = [sequence for _, sequence in place], [question for question, _ in place]
         device, longest = found.token_loglik.device, found.token_loglik.shape[2]
-        self.values = torch.zeros(len(self.place), n_docs, longest, device=device)
-        self.known = torch.zeros(len(self.place), n_docs, dtype=torch.bool, device=device)
+        self.values = torch.zeros(len(place), n_docs, longest, device=device)
+        self.known = torch.zeros(len(place), n_docs, dtype=torch.bool, device=device)
         if at:
             to, source = torch.tensor(list(at), device=device).T, torch.tensor(list(at.values()), device=device).T
             self.values[to[0], to[1]] = found.token_loglik[source[0], source[1]]
             self.known[to[0], to[1]] = True
+        self.there = mask[torch.tensor(self.owner, dtype=torch.long, device=device)]
+        self.ignored = torch.zeros(len(place), 1, longest, dtype=torch.bool, device=device)
+        self.prior_counts: Tensor | None = None
+        if not model.reader.causal:
+            self._follow_transformers(model, pad)
 
-    def complete(self, reading: Reading) -> None:
-        """Score each candidate under the passages that did not propose it."""
-        known, n_docs = self.known.tolist(), self.known.shape[1]
-        wanted: dict[int, list[int]] = {}
-        for (question, _), candidate in self.place.items():
-            for doc in range(n_docs):
-                if self.mask[question][doc] and not known[candidate][doc]:
-                    wanted.setdefault(question * n_docs + doc, []).append(candidate)
-        tokens = [sequence for _, sequence in self.place]
-        sequences = [[tokens[candidate] for candidate in some] for some in wanted.values()]
+    def loglik(self) -> Tensor:
+        """Return log p(y|q,z) of each candidate, (candidates, n_docs) float32; -inf where it is not known."""
+        return self.values.masked_fill(self.ignored, 0.0).sum(2).masked_fill(~self.known, -torch.inf)
+
+    def complete(self, reading: Reading, prior: Tensor) -> None:
+        """Score each candidate under the passages that did not propose it, as far as it matters.
+
+        A likelihood never grows with another token. So the beginning of a candidate bounds the whole, and what cannot
+        win any more, whatever its rest is worth, is not read to its end; neither is a candidate under a passage whose
+        share in it is negligible already. The answer chosen is the same, and so is its likelihood.
+
+        Args:
+            reading: the passages.
+            prior: (batch, n_docs) log p(z|q).
+        """
+        owner = torch.tensor(self.owner, dtype=torch.long, device=prior.device)
+        bound = torch.zeros_like(self.known, dtype=torch.float32)  # of log p(y|q,z), where it is not known
+        unknown = self.there & ~self.known
+        for limit in (*STAGES, None):
+            unknown &= self._matters(log_joint(bound, prior[owner], self.prior_counts), owner, prior)
+            longest = max(
+                (len(self.tokens[candidate]) for candidate in unknown.any(1).nonzero().flatten().tolist()), default=0
+            )
+            if limit is None or longest > 3 * limit:
+                self._read(reading, unknown, limit)
+                bound = self.values.masked_fill(self.ignored, 0.0).sum(2)
+        self.known |= unknown
+
+    def _matters(self, bound: Tensor, owner: Tensor, prior: Tensor) -> Tensor:
+        """Say which pairs may still change an answer: (candidates, n_docs); ``bound`` is of log p(y,z|q)."""
+        known = log_joint(self.loglik(), prior[owner], self.prior_counts)
+        least = torch.logsumexp(known, dim=1)
+        most = torch.logsumexp(torch.where(self.known, known, bound), dim=1)
+        leader = torch.full((len(prior),), -torch.inf, device=prior.device).scatter_reduce(0, owner, least, "amax")
+        alive = most >= leader[owner] - _SLACK
+        return alive[:, None] & (bound >= least[:, None] + NEGLIGIBLE)
+
+    def _read(self, reading: Reading, unknown: Tensor, limit: int | None) -> None:
+        """Score pairs (candidates, n_docs), or the first ``limit`` tokens of their candidates."""
+        n_docs, wanted = unknown.shape[1], dict[int, list[int]]()
+        for candidate, doc in unknown.nonzero().tolist():
+            wanted.setdefault(self.owner[candidate] * n_docs + doc, []).append(candidate)
+        sequences = [[self.tokens[candidate][:limit] for candidate in some] for some in wanted.values()]
         for (row, some), values in zip(wanted.items(), reading.score(list(wanted), sequences), strict=True):
             self.values[some, row % n_docs, : values.shape[1]] = values
-        # What missing passages say is left out with their prior.
-        self.known[:] = True
 
-    def close(self, model: RagModel) -> Ballot:
-        """Sum up the log-likelihoods.
-
-        A BOS token that all candidates of a question open with is not scored, and in target style ``hf`` an answer of
-        a single token loses its prior: both as in transformers.
-        """
-        tokens, owner = [sequence for _, sequence in self.place], [question for question, _ in self.place]
-        values, counts = self.values, None
-        if not model.reader.causal:
-            values = values.masked_fill(self._padding(tokens), 0.0)
-            if model.settings.target_style == "hf":
-                second = [len(sequence) > 1 and sequence[1] != self.pad for sequence in tokens]
-                counts = torch.tensor(second, dtype=torch.bool, device=values.device)
-            bos = getattr(model.generator.config, "bos_token_id", None)
-            strangers = {question for question, sequence in self.place if sequence[:1] != (bos,)}
-            shared = torch.tensor([question not in strangers for question in owner], device=values.device)
-            values[..., 0] = values[..., 0].masked_fill(shared[:, None], 0.0)
-        loglik = values.sum(2).masked_fill(~self.known, -torch.inf)
-        return Ballot(tokens, owner, loglik, counts)
-
-    def _padding(self, tokens: Sequence[tuple[int, ...]]) -> Tensor:
-        """Say where candidates hold a padding token within: (candidates, 1, tokens); it is not scored."""
-        inner = torch.zeros(len(tokens), 1, self.values.shape[2], dtype=torch.bool)
-        for candidate, sequence in enumerate(tokens):
-            for place, token in enumerate(sequence):
-                if token == self.pad:
-                    inner[candidate, 0, place] = True
-        return inner.to(self.values.device)
+    def _follow_transformers(self, model: RagModel, pad: int) -> None:
+        """Leave out padding, a BOS token that all candidates of a question open with, and lost priors (style ``hf``)."""
+        if model.settings.target_style == "hf":
+            second = [len(sequence) > 1 and sequence[1] != pad for sequence in self.tokens]
+            self.prior_counts = torch.tensor(second, dtype=torch.bool, device=self.values.device)
+        bos = getattr(model.generator.config, "bos_token_id", None)
+        strangers = {question for question, y in zip(self.owner, self.tokens, strict=True) if y[:1] != (bos,)}
+        for candidate, (question, sequence) in enumerate(zip(self.owner, self.tokens, strict=True)):
+            places = [place for place, token in enumerate(sequence) if token == pad]
+            if question not in strangers:
+                places.append(0)
+            self.ignored[candidate, 0, places] = True

@@ -108,10 +108,9 @@ def _score_portion(decoder: Decoder, source: Source, tries: Sequence[Trie]) -> T
     states = states[real]
 
     offsets = np.cumsum([0, *counts[:-1]])
-    nodes = np.concatenate(
-        [[offset + node for node, _ in trie.edges] for offset, trie in zip(offsets, tries, strict=True)]
-    )
-    labels = np.concatenate([[token for _, token in trie.edges] for trie in tries])
+    pairs = zip(offsets, tries, strict=True)
+    nodes = np.array([offset + node for offset, trie in pairs for node, _ in trie.edges], dtype=np.int64)
+    labels = np.array([token for trie in tries for _, token in trie.edges], dtype=np.int64)
     order = np.argsort(nodes, kind="stable")
     nodes, labels = nodes[order], labels[order]
     found = []

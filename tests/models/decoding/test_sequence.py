@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import RagSequenceForGeneration
 
 from ragtrain.errors import DataError
-from ragtrain.models.decoding import Answer, decode, reading, tries
+from ragtrain.models.decoding import Answer, decode, reading, sequence, tries
 from ragtrain.models.rag import RagModel
 
 BEAMS, TOKENS = 3, 8
@@ -201,6 +201,41 @@ def test_passages_are_encoded_once_and_with_others_of_their_length(
         assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-5)
     assert sum(shape[0] for shape in shapes) == 12
     assert len({shape[1] for shape in shapes}) > 1
+
+
+@pytest.mark.parametrize("style", ["shift-right", "hf"])
+def test_what_cannot_win_is_not_read_to_its_end_and_nothing_changes(
+    style: str, tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against scoring every candidate whole under every passage."""
+    read: list[int] = []
+    saved: list[float] = []
+    score = reading.Seq2SeqReading.score
+
+    def counted(self, rows, sequences):
+        read.append(sum(len(one) for some in sequences for one in some))
+        return score(self, rows, sequences)
+
+    monkeypatch.setattr(reading.Seq2SeqReading, "score", counted)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        # Large weights, so that passages disagree as those of a trained model do.
+        model, example = tiny.rag(tiny.bart(init_std=1.0), style), tiny.example(3)
+        read.clear()
+        ours, spent = answers(model, example, max_new_tokens=24), sum(read)
+        with monkeypatch.context() as patch:
+            patch.setattr(sequence, "STAGES", ())
+            patch.setattr(sequence, "NEGLIGIBLE", -math.inf)
+            patch.setattr(sequence, "_SLACK", math.inf)
+            read.clear()
+            whole = answers(model, example, max_new_tokens=24)
+        saved.append(1 - spent / sum(read))
+        for one, other in zip(ours, whole, strict=True):
+            assert (one.token_ids, one.candidates) == (other.token_ids, other.candidates)
+            assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-6, abs=1e-5)
+            assert one.posterior == pytest.approx(other.posterior, abs=1e-6)
+    assert min(saved) > 0
+    assert max(saved) > 0.5
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5"])
