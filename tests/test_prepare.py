@@ -289,6 +289,35 @@ def test_search(encoder: FakeEncoder, passages: Path, capsys: pytest.CaptureFixt
     json.dumps(result.to_json())
 
 
+def test_search_by_words_and_through_faiss(
+    encoder: FakeEncoder, passages: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss", reason="the extra [cpu] is not installed")
+    path = prepare.run(PrepareConfig(passages=passages, index_type="hnsw", bm25=True)).path
+    assert "hnsw against exact search" in capsys.readouterr().err
+    question = SearchConfig(question="the HELIUM balloon", index_path=path, n_docs=2)
+    dense = prepare.search(question)
+    for settings in ({"retrieval": "bm25"}, {"retrieval": "hybrid", "search_index": "faiss"}):
+        found = prepare.search(question.model_copy(update=settings))
+        assert f"{found.retrieval}, {found.search_index}, scores: inner_product" in capsys.readouterr().err
+        scores = {hit["id"]: hit["score"] for hit in prepare.search(question.model_copy(update={"n_docs": 3})).hits}
+        assert {hit["id"]: hit["score"] for hit in found.hits}.items() <= scores.items(), "scores are inner products"
+        if found.retrieval == "bm25":
+            assert found.hits[0]["id"] == "helium"
+    assert (dense.retrieval, dense.search_index) == ("dense", "flat")
+
+
+def test_what_is_not_there_is_searched_for_in_vain(encoder: FakeEncoder, passages: Path) -> None:
+    path = prepare.run(PrepareConfig(passages=passages)).path
+    question = SearchConfig(question="helium", index_path=path)
+    for settings, flags in (({"retrieval": "hybrid"}, "--bm25"), ({"search_index": "faiss"}, "--index-type hnsw")):
+        with pytest.raises(DataError) as caught:
+            prepare.search(question.model_copy(update=settings))
+        assert f"ragtrain index prepare --index-path {path} {flags}" in str(caught.value.hint)
+    assert prepare.run(PrepareConfig(index_path=path, bm25=True)).reused
+    assert prepare.search(question.model_copy(update={"retrieval": "bm25"})).hits[0]["id"] == "helium"
+
+
 def test_search_with_another_encoder(encoder: FakeEncoder, passages: Path) -> None:
     path = prepare.run(PrepareConfig(passages=passages)).path
     prepare.search(SearchConfig(question="x", index_path=path, encoder="runs/rag"))
