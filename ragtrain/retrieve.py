@@ -90,7 +90,9 @@ class Retriever:
                 hint="prepare the index with the passage encoder that belongs to this question encoder",
             )
         tokenizer = model.generator_tokenizer
-        layout = layout_for(tokenizer, getattr(model.generator.config, "prefix", None) or "", causal=model.reader.causal)
+        layout = layout_for(
+            tokenizer, getattr(model.generator.config, "prefix", None) or "", causal=model.reader.causal
+        )
         sha256 = index.manifest["passages_sha256"]
         tokens = TokenStore.for_index(index.path, index.passages, tokenizer, layout=layout, passages_sha256=sha256)
         settings = model.settings
@@ -135,6 +137,7 @@ class Retriever:
             ids=ids,
             input_ids=torch.from_numpy(input_ids).to(ids.device),
             attention_mask=torch.from_numpy(attention_mask).to(ids.device),
+            lengths=attention_mask.sum(1).tolist(),
         )
 
     def for_questions(

@@ -88,6 +88,19 @@ def _compression(parts: int, sample: int, dim: int) -> dict[str, int]:
     return {"pq_parts": parts, "pq_bits": bits}
 
 
+def expected_bytes(kind: Kind, settings: dict[str, int], count: int, dim: int) -> int:
+    """Return about how large ``index.faiss`` will be."""
+    whole, centres = 4 * dim, 4 * dim * settings.get("n_lists", 0)
+    if kind == "faiss-flat":
+        return count * whole
+    if kind == "hnsw":  # twice the links on the lowest level, where nearly all are, and where they begin
+        return count * (whole + 8 * settings["links"] + 12)
+    if kind == "ivf":
+        return count * (whole + 8) + centres
+    bits = settings["pq_bits"]
+    return count * (settings["pq_parts"] * bits // 8 + 8) + centres + (whole << bits)
+
+
 def build(
     vectors: np.ndarray, kind: Kind, settings: dict[str, int], progress: Callable[[int], object] | None = None
 ) -> Any:  # noqa: ANN401 - faiss has no types

@@ -110,7 +110,7 @@ class Searcher:
 
     def _round(self) -> None:
         step = max(1, self.count // coarse.MEAN_OF)
-        mean = torch.from_numpy(np.asarray(self._stored[::step], dtype=np.float32)).mean(0)
+        mean = torch.from_numpy(np.array(self._stored[::step], dtype=np.float32)).mean(0)
         blocks = (rows.float() for _, rows in self._blocks(coarse.ROUNDED))
         rounded = coarse.Coarse(blocks, mean, self.count)
         self._coarse = rounded if rounded.usable else None

@@ -63,7 +63,7 @@ def search(
     queries: Tensor,
     texts: Sequence[str] | None,
     n_docs: int,
-) -> Hits:  # fmt: skip
+) -> Hits:
     """Return the ``n_docs`` passages that vectors, words, or both choose; scores are inner products.
 
     Where fewer passages than asked share a word with a question, those of the nearest vectors follow: a place is empty

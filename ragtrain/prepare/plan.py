@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragtrain.index import ann
 from ragtrain.models.folders import hushed
 from ragtrain.prepare.encoders import encode, resolve_device
 
@@ -36,7 +37,10 @@ def plan(config: PrepareConfig, survey: Survey, source: Source, encoder: TextEnc
     piece = 2 * survey.size / survey.count + 40 * float(np.mean(np.minimum(lengths, limit))) + 12 * encoder.dim
     memory = peak_memory_bytes() + 2 * shard * piece + 32 * survey.count
     vectors = survey.count * encoder.dim * np.dtype(config.storage).itemsize
-    faiss = survey.count * encoder.dim * 4 if config.index_type == "faiss-flat" else 0
+    faiss = 0
+    if config.index_type != "flat":
+        settings = ann.settings_for(config.index_type, config.ann, survey.count, encoder.dim)
+        faiss = ann.expected_bytes(config.index_type, settings, survey.count, encoder.dim)
     return {
         "passages": source.read,
         "skipped": source.skipped,

@@ -105,6 +105,14 @@ def test_blocks_make_the_index_that_faiss_makes_at_once(
     assert overlap == 1 if kind != "hnsw" else overlap > 0.95
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_size_is_known_before(tmp_path: Path, kind: str) -> None:
+    vectors = clustered(3000)
+    _, settings = written(tmp_path, vectors, kind)
+    expected = ann.expected_bytes(kind, settings, 3000, DIM)
+    assert expected == pytest.approx((tmp_path / f"{kind}.faiss").stat().st_size, rel=0.05)
+
+
 # ---------------------------------------------------------------------------------------------- recall
 
 
