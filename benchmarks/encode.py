@@ -30,6 +30,7 @@ import torch
 import transformers
 
 from ragtrain import report
+from ragtrain.config.commands import EncoderConfig
 from ragtrain.data import demo, formats
 from ragtrain.models.encoder import TextEncoder, load_encoder
 from ragtrain.models.encoding import CPU_TOKENS
@@ -46,8 +47,12 @@ def main() -> None:
     """Measure, print a table to stderr and one JSON document to stdout."""
     arguments = parse()
     pairs = passages(arguments)
-    encoder = load_encoder(arguments.encoder).to(arguments.device)
-    theirs = sentence_transformers.SentenceTransformer(str(arguments.encoder), device=arguments.device)
+    # sentence-transformers knows texts, not pairs of them: both read title and text joined.
+    config = EncoderConfig(encoder=str(arguments.encoder), passage_format="joined")
+    encoder = load_encoder(arguments.encoder, config=config).to(arguments.device)
+    theirs = sentence_transformers.SentenceTransformer(
+        str(arguments.encoder), device=arguments.device, model_kwargs={"dtype": torch.float32}
+    )
     theirs.max_seq_length = encoder.max_tokens("passage")
     if arguments.precision != "float32":
         theirs.to(getattr(torch, arguments.precision))  # as its documentation has it: the whole model

@@ -94,7 +94,7 @@ class PrepareConfig(Command):
     storage: Literal["float16", "float32"] = "float16"
     """Precision in which vectors are stored."""
     encode_batch_size: PositiveInt = 64
-    """Passages encoded at a time."""
+    """Passages of the longest kind encoded at a time; shorter ones come in larger batches. A CPU gets at most 1024 tokens."""
     device: str | None = None
     """Device to encode on; without it a GPU if there is one."""
     overwrite: bool = False
