@@ -16,6 +16,7 @@ from ragtrain.config.commands import (
     DoctorConfig,
     EvalConfig,
     FetchConfig,
+    InfoConfig,
     PrepareConfig,
     RagConfig,
     SearchConfig,
@@ -31,6 +32,7 @@ COMMANDS: Mapping[type[Command], str] = {
     FetchConfig: "ragtrain.data.fetch:run",
     PrepareConfig: "ragtrain.prepare:run",
     SearchConfig: "ragtrain.prepare:search",
+    InfoConfig: "ragtrain.prepare:info",
     RagConfig: "ragtrain.train.rag:run",
     EvalConfig: "ragtrain.evaluate:run",
     CompareConfig: "ragtrain.compare:run",
@@ -40,7 +42,7 @@ COMMANDS: Mapping[type[Command], str] = {
 
 GROUPS: Mapping[str, str] = {
     "data": "Get question sets and passages into one record format.",
-    "index": "Build and search dense indexes.",
+    "index": "Build, adopt, explain and search indexes.",
     "train": "Train a part of a retrieval-augmented generation system.",
 }
 

@@ -2,13 +2,32 @@
 
 build.py     passages → vectors and passages with a manifest of hashes, once
 source.py    the passages of a configuration: read, split, counted
+beside.py    what stands beside the vectors: faiss files of any type, measured, and BM25
 plan.py      what making the index would take
 encoders.py  the encoders of passages and questions, and the device they run on
+adopt.py     an index of another tool as one of ours, where it lies
+lines.py     the passages of an adopted index
+verify.py    whether vectors, passages and encoder belong together
+diagnose.py  what would fit where they do not
+export.py    an index in the form that transformers loads
+info.py      what an index is
 search.py    a question to an index, on the console
 """
 
 from ragtrain.prepare.build import PrepareResult, run
-from ragtrain.prepare.encoders import question_encoder, resolve_device
+from ragtrain.prepare.encoders import context_encoder, encode, question_encoder, resolve_device
+from ragtrain.prepare.info import InfoResult, info
 from ragtrain.prepare.search import SearchResult, search
 
-__all__ = ["PrepareResult", "SearchResult", "question_encoder", "resolve_device", "run", "search"]
+__all__ = [
+    "InfoResult",
+    "PrepareResult",
+    "SearchResult",
+    "context_encoder",
+    "encode",
+    "info",
+    "question_encoder",
+    "resolve_device",
+    "run",
+    "search",
+]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 #: Passages that other ways of encoding are tried on.
 TRIED = 16
-#: Cosine from which a way of encoding fits.
-FITS = 0.99
+#: Cosine from which no better way is looked for.
+SURE = 0.9995
 LENGTHS = (128, 256, 512)
 PROMPTS = ("", "passage: ")
 #: Ways of writing a passage: our two, the text alone, and FlashRAG's ``"title"\ntext``.
@@ -39,15 +39,25 @@ class Way:
     vectors: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Near:
+    """Passages that do not fit their vectors, and what is nearest to them.
+
+    Attributes:
+        rows: (m,) their positions.
+        best: (m,) greatest cosine of each, encoded again, with any stored vector.
+        place: (m,) where that is.
+        fits: least cosine that counts as the same.
+    """
+
+    rows: np.ndarray
+    best: np.ndarray
+    place: np.ndarray
+    fits: float
+
+
 def diagnose(
-    encoder: TextEncoder,
-    vectors: np.ndarray,
-    passages: Sequence[Passage],
-    rows: np.ndarray,
-    best: np.ndarray,
-    place: np.ndarray,
-    *,
-    device: torch.device,
+    encoder: TextEncoder, vectors: np.ndarray, passages: Sequence[Passage], near: Near, *, device: torch.device
 ) -> tuple[str, str, str]:
     """Say why passages do not fit their vectors.
 
@@ -55,32 +65,35 @@ def diagnose(
         encoder: what encoded them again.
         vectors: (count, dim) stored.
         passages: in the same order.
-        rows: (m,) positions of passages that do not fit.
-        best: (m,) greatest cosine of each with any stored vector.
-        place: (m,) where that is.
+        near: the passages that do not fit.
         device: where other ways are tried.
 
     Returns:
         the name of the fault, what was seen, what to do.
     """
-    found = best >= FITS
+    rows, place, found = near.rows, near.place, near.best >= near.fits
     if found.mean() >= 0.5:
         return "swapped order", _order(rows[found], place[found], passages, len(vectors)), _ORDER_HINT
     tried = rows[np.unique(np.linspace(0, len(rows) - 1, TRIED).astype(int))]
     pairs = [(passage.title, passage.text) for passage in (passages[int(row)] for row in tried)]
     stored = unit(np.array(vectors[tried], dtype=np.float32))
-    ways = list(_ways(encoder, pairs, device))
-    own = [float(np.median((way.vectors * stored).sum(axis=1))) for way in ways]
+    ways: list[Way] = []
+    own: list[float] = []
+    for way in _ways(encoder, pairs, device):
+        ways.append(way)
+        own.append(float(np.median((way.vectors * stored).sum(axis=1))))
+        if own[-1] > SURE:
+            break
     fit = int(np.argmax(own))
-    if own[fit] >= FITS:
+    if own[fit] >= near.fits:
         way = ways[fit]
         hint = f"adopt it with {way.flags}" if way.flags else _TEXT_HINT
         return "encoder settings", f"they fit with {way.words} (cosine {own[fit]:.4f})", hint
     cosines, places = _anywhere(vectors, ways)
-    share = (cosines >= FITS).mean(axis=1)
+    share = (cosines >= near.fits).mean(axis=1)
     other = int(np.argmax(share))
     if share[other] >= 0.5:
-        at = cosines[other] >= FITS
+        at = cosines[other] >= near.fits
         message = f"{_order(tried[at], places[other][at], passages, len(vectors))}, encoded with {ways[other].words}"
         return "swapped order", message, f"{_ORDER_HINT}; and add {ways[other].flags or 'nothing else'}"
     message = (

@@ -108,10 +108,11 @@ def _raw(path: Path, passages: int | None, dim: int | None) -> ForeignVectors:
 
 
 def _plausible(path: Path, precision: str, width: int) -> bool:
-    """Return whether the first rows read as numbers of ordinary size: halves read as floats do not."""
+    """Return whether the first rows read as numbers of like size: two halves read as one float are spread widely."""
     rows = np.fromfile(path, dtype=np.dtype(precision), count=16 * width).astype(np.float64)
     sizes = np.abs(rows[rows != 0])
-    return bool(len(sizes) and np.isfinite(rows).all() and np.median(sizes) > 1e-5 and sizes.max() < 1e4)
+    # An exponent of a half is read eight times as large; of normally distributed numbers the spread is 1.6.
+    return bool(len(sizes) and np.isfinite(rows).all() and np.log2(sizes).std() < 4)
 
 
 def _atlas(folder: Path, passages: int | None, dim: int | None) -> ForeignVectors:

@@ -117,7 +117,7 @@ def build(config: RagConfig, data: TrainingQuestions) -> RagParts:
         IndexMismatchError: the encoders' vectors do not fit the index.
     """
     asked, retriever = config.model, config.retriever
-    index = DenseIndex.open(Path(data.sources["index"]["path"]))
+    index = DenseIndex.open(Path(data.sources["index"]["path"]), passages=config.data.passages_path)
     passages = None
     if asked.model_dir is not None:
         start = load_rag(asked.model_dir)
