@@ -3,6 +3,8 @@
 build.py     passages → vectors and passages with a manifest of hashes, once
 source.py    the passages of a configuration: read, split, counted
 beside.py    what stands beside the vectors: faiss files of any type, measured, and BM25
+resume.py    an index made in stretches: stops, and what they leave
+ranks.py     the processes of a launcher that make one index
 plan.py      what making the index would take
 encoders.py  the encoders of passages and questions, and the device they run on
 adopt.py     an index of another tool as one of ours, where it lies
