@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from ragtrain.errors import ConfigError
 from ragtrain.models.encoder import evaluating
-from ragtrain.models.readers import IGNORED, Seq2SeqReader, fuse, load_generator, reader_for
+from ragtrain.models.readers import IGNORED, Seq2SeqReader, fuse, load_generator, portioned, reader_for
 from ragtrain.models.retrieved import Pool, Retrieved
 
 if TYPE_CHECKING:
@@ -247,11 +247,7 @@ class RagModel(nn.Module):
     def _read_each(
         self, retrieved: Retrieved, decoder_input_ids: Tensor, labels: Tensor, *, with_smooth: bool
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Read every passage with its question by itself.
-
-        With ``doc_chunk``, rows are read in portions of neighbouring length whose activations are thrown away and made
-        anew, with the same dropout, when their gradient is due: the gradient is exact, the memory that of a portion.
-        """
+        """Read every passage with its question by itself."""
         batch, n_docs = retrieved.ids.shape
         owner = torch.arange(batch, device=labels.device).repeat_interleave(n_docs)
 
@@ -260,7 +256,7 @@ class RagModel(nn.Module):
             mine = owner[rows]
             return self.reader.read(ids, mask, decoder_input_ids[mine], labels[mine], with_smooth=with_smooth)
 
-        token, smooth = self._in_chunks(read, retrieved.attention_mask, batch)
+        token, smooth = self._in_chunks(read, retrieved, batch)
         return (
             token.view(batch, n_docs, -1),
             smooth.view(batch, n_docs, -1).sum(-1) if with_smooth else None,
@@ -290,18 +286,30 @@ class RagModel(nn.Module):
         return alone.view(batch, n_docs, -1), None, loglik
 
     def _in_chunks(
-        self, read: Callable[[Tensor], tuple[Tensor, Tensor]], mask: Tensor, batch: int
+        self, read: Callable[[Tensor], tuple[Tensor, Tensor]], retrieved: Retrieved, batch: int
     ) -> tuple[Tensor, Tensor]:
-        """Return what ``read`` gives for all rows (rows of ``mask``), portion by portion where that was asked for."""
-        everything = torch.arange(len(mask), device=mask.device)
+        """Return what ``read`` gives for all rows, in portions of neighbouring length: less padding is computed.
+
+        With ``doc_chunk``, a portion's activations are thrown away and made anew, with the same dropout, when their
+        gradient is due: the gradient is exact, the memory that of a portion.
+        """
+        device = retrieved.attention_mask.device
+        lengths = retrieved.lengths
+        if lengths is None:
+            lengths = retrieved.attention_mask.sum(1).tolist()
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         if self.doc_chunk is None:
-            return read(everything)
-        order = mask.sum(1).argsort(descending=True, stable=True)
-        portions = torch.split(order, batch * self.doc_chunk)
-        token, smooth = zip(*(checkpoint(read, rows, use_reentrant=False) for rows in portions), strict=True)
-        back = torch.empty_like(order)
-        back[order] = everything
-        return torch.cat(token)[back], torch.cat(smooth)[back]
+            portions = portioned(order, lengths, on_cpu=device.type == "cpu")
+            if len(portions) == 1:
+                return read(torch.arange(len(order), device=device))
+            parts = [read(torch.tensor(rows, device=device)) for rows in portions]
+        else:
+            size = batch * self.doc_chunk
+            portions = [order[start : start + size] for start in range(0, len(order), size)]
+            parts = [checkpoint(read, torch.tensor(rows, device=device), use_reentrant=False) for rows in portions]
+        token, smooth = (torch.cat(each) for each in zip(*parts, strict=True))
+        back = torch.tensor(order, device=device).argsort()
+        return token[back], smooth[back]
 
     def _encode_in_chunks(self, reader: Seq2SeqReader, retrieved: Retrieved, batch: int) -> Tensor:
         if self.doc_chunk is None:

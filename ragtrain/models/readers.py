@@ -22,6 +22,7 @@ from ragtrain.errors import ConfigError, DataError
 from ragtrain.models.folders import load_tokenizer, load_weights, local_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 IGNORED = -100
 #: Encoder-decoders whose decoder and head are known: transformers' model types.
 SEQ2SEQ = ("bart", "t5", "mt5")
+#: Tokens, padding included, below which a portion of rows is not worth its own pass through the network.
+LEAST_TOKENS = {"cpu": 512, "gpu": 16384}
 HINT = "Choose a BART or T5 model, or a causal language model, with --generator."
 
 
@@ -196,6 +199,27 @@ def reader_for(generator: PreTrainedModel) -> Reader:
         ConfigError: it is neither a BART, a T5 nor a causal language model.
     """
     return CausalReader(generator) if is_causal(generator.config) else Seq2SeqReader(generator)
+
+
+def portioned(order: Sequence[int], lengths: Sequence[int], *, on_cpu: bool) -> list[list[int]]:
+    """Cut rows, longest first, into portions of similar length.
+
+    A new portion begins where a row would be padded by more than a tenth, and the one before has enough tokens to keep
+    the device busy.
+
+    Args:
+        order: rows by falling length.
+        lengths: tokens of each row.
+        on_cpu: whether the CPU computes, which is busy with fewer tokens.
+    """
+    least = LEAST_TOKENS["cpu" if on_cpu else "gpu"]
+    portions: list[list[int]] = [[]]
+    for row in order:
+        now = portions[-1]
+        if now and lengths[row] < 0.9 * lengths[now[0]] and len(now) * lengths[now[0]] >= least:
+            portions.append([])
+        portions[-1].append(row)
+    return portions
 
 
 def fuse(states: Tensor, attention_mask: Tensor, n_docs: int) -> tuple[Tensor, Tensor]:

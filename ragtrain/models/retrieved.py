@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -40,6 +40,7 @@ class Retrieved:
         ids: (batch, n_docs) int64 positions in the index, -1 where ``mask`` is False.
         input_ids: (batch * n_docs, tokens) generator inputs, the passages of one question after each other.
         attention_mask: (batch * n_docs, tokens), 1 where there is a token.
+        lengths: tokens of each row of ``input_ids``, on the host: read from there, nothing waits for the device.
         pool: the batch's different passages, where training needs them.
     """
 
@@ -48,4 +49,5 @@ class Retrieved:
     ids: Tensor
     input_ids: Tensor
     attention_mask: Tensor
+    lengths: Sequence[int] | None = None
     pool: Pool | None = None

@@ -176,6 +176,28 @@ def test_chunks_of_passages_change_nothing(kind: str, chunk: int, tiny) -> None:
     assert_close(results[1][1], results[0][1])
 
 
+@pytest.mark.parametrize("kind", ["bart", "gpt2"])
+def test_portions_of_similar_length_change_nothing(kind: str, tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = causal_model(tiny, make_gpt2()) if kind == "gpt2" else tiny.rag(kind)
+    example = causal_example(tiny, 5) if kind == "gpt2" else tiny.example(5, (4, 2, 3))
+    results, calls = [], []
+    read = model.reader.read
+    for least in (10_000, 1):
+        monkeypatch.setattr("ragtrain.models.readers.LEAST_TOKENS", {"cpu": least, "gpu": least})
+        seen: list[int] = []
+        monkeypatch.setattr(model.reader, "read", lambda *a, s=seen, **k: (s.append(a[0].shape[1]), read(*a, **k))[1])
+        model.zero_grad()
+        loss = marginal(run(model.train(), example))
+        loss.sum().backward()
+        results.append((loss.detach(), gradients(model)))
+        calls.append(seen)
+    assert len(calls[0]) == 1
+    assert calls[1] == sorted(calls[1], reverse=True)
+    assert len(calls[1]) > 3
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-5)
+    assert_close(results[1][1], results[0][1])
+
+
 @pytest.mark.parametrize("kind", ["bart", "t5", "gpt2"])
 def test_dropout_is_replayed_in_chunks(kind: str, tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same portions, once with every activation kept and once made anew, draw the same dropout."""
