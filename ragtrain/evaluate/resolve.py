@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ragtrain import prepare
-from ragtrain.config.commands import FetchConfig, PrepareConfig
+from ragtrain.config.commands import FetchConfig, PrepareConfig, RagConfig
 from ragtrain.data import demo, fetch
 from ragtrain.data.formats import read_questions
 from ragtrain.errors import CheckpointError, ConfigError, DataError
@@ -122,7 +122,10 @@ def load_model_of(subject: Subject) -> RagModel:
     if not (folder / FILE).is_file():
         raise CheckpointError(f"no checkpoint {subject.checkpoint!r}", path=folder,
                               hint=f"known are: final, {_known_checkpoints(run)}")  # fmt: skip
-    model = load_rag(run.final_model) if run.final_model.is_dir() else _model_of_config(subject)
+    adapted = subject.setting("lora", "lora_rank") or subject.setting("retriever", "retriever_lora_rank")
+    # The final model has its adapters merged: its base is another one.
+    finished = run.final_model.is_dir() and not adapted
+    model = load_rag(run.final_model) if finished else _model_of_config(run, subject)
     load_weights(model, folder)
     return model
 
@@ -133,25 +136,16 @@ def _known_checkpoints(run: RunFolder) -> str:
     return ", ".join(sorted(path.name for path in run.checkpoints.iterdir() if path.is_dir())) or "(none yet)"
 
 
-def _model_of_config(subject: Subject) -> RagModel:
+def _model_of_config(run: RunFolder, subject: Subject) -> RagModel:
     """Return a run's model as it was before training; for runs that were stopped before their final model."""
-    given = subject.run.config.get("model", {}) if subject.run is not None else {}
+    config = RagConfig.model_validate(run.config)
     fields = {field.name for field in dataclasses.fields(RagSettings)}
     # data.json has the settings as they were resolved for the index and the generator at hand.
-    resolved = {**given, **(_entry(subject, "rag") or {})}
-    settings = RagSettings(**{name: value for name, value in resolved.items() if name in fields and value is not None})
-    if given.get("model_dir") is not None:
-        model = load_rag(given["model_dir"])
-        model.settings = settings
-        return model
-    encoder = given.get("question_encoder")
-    return RagModel(
-        load_encoder(encoder, role="question")
-        if encoder
-        else prepare.question_encoder(DenseIndex.open(index_path_of(subject))),
-        *load_generator(given.get("generator") or demo.GENERATOR),
-        settings,
-    )
+    resolved = {name: value for name, value in (_entry(subject, "rag") or {}).items() if name in fields}
+    # Where both encoders were trained, the run has an index of its own, and this is the one that it began with.
+    original = (_entry(subject, "index") or {}).get("original")
+    index = DenseIndex.open(Path(original) if original else index_path_of(subject))
+    return prepare.rag_model(config, index, RagSettings(**resolved) if resolved else None)
 
 
 def _entry(subject: Subject, name: str) -> Any:  # noqa: ANN401 - JSON

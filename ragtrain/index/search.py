@@ -95,9 +95,12 @@ class DenseIndex:
     def question_encoder(self) -> str | None:
         """Name of the encoder that questions to this index need; None is the built-in demo encoder.
 
-        For a DPR context encoder it is the question encoder that was trained with it, where its name says so.
+        For a DPR context encoder it is the question encoder that was trained with it, where its name says so; the index
+        of a run that trained both names both.
         """
         encoder = self.manifest["encoder"]
+        if trained := encoder.get("question_encoder"):
+            return str(trained)
         name: str | None = encoder.get("name")
         if name is not None and encoder.get("spec", {}).get("model_class") == "DPRContextEncoder":
             return name.replace("ctx_encoder", "question_encoder")

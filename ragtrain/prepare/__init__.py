@@ -1,4 +1,4 @@
-"""``ragtrain index``: passages to a verified dense index, and looks into it.
+"""``ragtrain index``: passages to a verified dense index, looks into it, and the model that is built around it.
 
 build.py     passages → vectors and passages with a manifest of hashes, once
 source.py    the passages of a configuration: read, split, counted
@@ -7,6 +7,7 @@ resume.py    an index made in stretches: stops, and what they leave
 ranks.py     the processes of a launcher that make one index
 plan.py      what making the index would take
 encoders.py  the encoders of passages and questions, and the device they run on
+model.py     the RAG model of a configuration, around an index
 adopt.py     an index of another tool as one of ours, where it lies
 lines.py     the passages of an adopted index
 verify.py    whether vectors, passages and encoder belong together
@@ -19,6 +20,7 @@ search.py    a question to an index, on the console
 from ragtrain.prepare.build import PrepareResult, run
 from ragtrain.prepare.encoders import context_encoder, encode, question_encoder, resolve_device
 from ragtrain.prepare.info import InfoResult, info
+from ragtrain.prepare.model import rag_model
 from ragtrain.prepare.search import SearchResult, search
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "encode",
     "info",
     "question_encoder",
+    "rag_model",
     "resolve_device",
     "run",
     "search",

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from ragtrain import metrics
-from ragtrain.config.commands import RagConfig
+from ragtrain import evaluate, metrics
+from ragtrain.config.commands import EvalConfig, RagConfig
 from ragtrain.config.load import load_config
 from ragtrain.data import demo
 from ragtrain.errors import ConfigError
@@ -107,6 +107,29 @@ def test_a_causal_generator_is_trained(changes: dict[str, object], causal: Path,
     assert (tmp_path / "run" / "final_model" / "generator_adapter").is_dir() == ("lora_rank" in changes)
 
 
+@pytest.mark.parametrize("both_towers", [False, True])
+def test_a_checkpoint_with_adapters_answers_as_its_final_model(both_towers: bool, corner: Path, tmp_path: Path) -> None:
+    changes = {"lora_rank": 2, "retriever_lora_rank": 2, "train_context_encoder": both_towers}
+    path = rag.run(config_of(corner, tmp_path / "run", learning_rate=1e-2, **changes)).path
+    answers = {}
+    for checkpoint in ("final", "latest"):
+        asked = EvalConfig(
+            model_dir=str(path), num_samples=4, num_beams=1, checkpoint=checkpoint, output_dir=tmp_path / checkpoint
+        )
+        evaluate.run(asked)
+        rows = [json.loads(line) for line in (tmp_path / checkpoint / "predictions.jsonl").read_text().splitlines()]
+        answers[checkpoint] = [(row["prediction"], row["documents"][0]["id"]) for row in rows]
+    assert answers["final"] == answers["latest"]
+
+
+@pytest.mark.parametrize("decoding", ["thorough", "fast"])
+def test_a_causal_run_is_evaluated(decoding: str, causal: Path, corner: Path, tmp_path: Path) -> None:
+    path = rag.run(config_of(corner, tmp_path / "run", generator=str(causal), max_target_tokens=8)).path
+    result = evaluate.run(EvalConfig(model_dir=str(path), num_samples=4, num_beams=2, decoding=decoding))
+    assert result.summary["n"] == 4
+    assert 0 <= result.metrics["em"] <= 1
+
+
 def gradients(corner: Path, tmp_path: Path, **changes: object) -> dict[str, Tensor]:
     config = config_of(corner, tmp_path / "run", **changes)
     parts = rag.build(config, rag.read(config, tmp_path))
@@ -190,9 +213,7 @@ def test_fresh_vectors_decide_the_order_between_refreshes(corner: Path, tmp_path
     torch.testing.assert_close(vectors, fresh[retrieved.ids], rtol=1e-4, atol=1e-4)
 
 
-def test_a_run_with_refreshes_resumes_exactly(
-    corner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_refreshes_resumes_exactly(corner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"train_context_encoder": True, "refresh_steps": 2, "save_steps": 3, "save_total_limit": None,
                "retriever_learning_rate": 1e-2, "max_val_samples": 2}  # fmt: skip
     rag.run(config_of(corner, tmp_path / "whole", max_steps=6, **changes))
@@ -203,13 +224,13 @@ def test_a_run_with_refreshes_resumes_exactly(
         if step == 4:
             raise OSError("the machine went away")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="went away"):
-        patch.setattr(IndexRefresh, "after", crash)
-        rag.run(config_of(corner, tmp_path / "parts", max_steps=6, **changes))
+    config = config_of(corner, tmp_path / "parts", max_steps=6, **changes)
+    monkeypatch.setattr(IndexRefresh, "after", crash)
+    with pytest.raises(OSError, match="went away"):
+        rag.run(config)
+    monkeypatch.setattr(IndexRefresh, "after", after)
     steps = tmp_path / "parts"
     assert (steps / "index" / "vectors-000002.npy").is_file()
     rag.run(config_of(corner, steps, max_steps=6, resume="latest", **changes))
-    for name in ("whole", "parts"):
-        print(name, [json.loads(l)["loss"] for l in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
     whole, again = (load_file(path / "final_model" / "model.safetensors") for path in (tmp_path / "whole", steps))
     assert all(torch.equal(whole[name], again[name]) for name in whole)

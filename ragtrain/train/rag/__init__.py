@@ -121,7 +121,7 @@ def run(config: RagConfig) -> RagResult:
         save_rag(model, folder.final_model)
     accelerator.wait_for_everyone()
     if refresh is not None and step is not None:
-        data.sources["index"].update(path=str(refresh.finish()), trained=True)
+        data.sources["index"].update(original=data.sources["index"]["path"], path=str(refresh.finish()))
         folder.write_data(data.sources)
     if accelerator.is_main_process:
         log.info("final model in %s; next: ragtrain eval --model-dir %s", folder.final_model, folder.path)

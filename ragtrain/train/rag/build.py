@@ -9,21 +9,17 @@ from typing import TYPE_CHECKING
 
 from ragtrain import loop, prepare
 from ragtrain.config.commands import FetchConfig, PrepareConfig
-from ragtrain.data import demo, fetch
+from ragtrain.data import fetch
 from ragtrain.data.batches import BatchSettings, QuestionSource
 from ragtrain.data.training import TrainingQuestions, read_training
 from ragtrain.errors import ConfigError
 from ragtrain.index.search import DenseIndex
-from ragtrain.models.adapters import add_lora
-from ragtrain.models.export import load_rag
-from ragtrain.models.rag import Likelihood, RagModel, RagSettings, load_generator
-from ragtrain.models.readers import is_causal
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
 
     from ragtrain.config.commands import RagConfig
+    from ragtrain.models.rag import RagModel
     from ragtrain.records import Question
 
 log = logging.getLogger("ragtrain")
@@ -33,8 +29,6 @@ LEARNING_RATE = 3e-5
 DEMO_LEARNING_RATE = 1e-3
 #: At 1e-3 the small question encoder loses what it knows within twenty steps (docs/log.md).
 DEMO_RETRIEVER_LEARNING_RATE = 1e-4
-#: sentence-transformers trains its cosine encoders with a scale of 20.
-COSINE_TEMPERATURE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +95,8 @@ def check(config: RagConfig) -> None:
             "lora.lora_rank adapts the generator, which model.train_generator=false freezes",
         ),
         (
-            model.target_style == "hf" and (model.reader == "fid" or objective.objective == "rag-token"),
-            "model.target_style=hf is how facebook/rag-sequence-* was trained: it goes with objectives of whole answers",
+            model.target_style == "hf" and model.reader == "fid",
+            "model.target_style=hf is how facebook/rag-* was trained: it goes with passages read one by one",
         ),
     ]
     if problems := [message for wrong, message in bad if wrong]:
@@ -116,66 +110,11 @@ def build(config: RagConfig, data: TrainingQuestions) -> RagParts:
         ConfigError: a model cannot be loaded or is of the wrong kind.
         IndexMismatchError: the encoders' vectors do not fit the index.
     """
-    asked, retriever = config.model, config.retriever
     index = DenseIndex.open(Path(data.sources["index"]["path"]), passages=config.data.passages_path)
-    passages = None
-    if asked.model_dir is not None:
-        start = load_rag(asked.model_dir)
-        encoder, generator, tokenizer = start.question_encoder, start.generator, start.generator_tokenizer
-        passages = start.passage_encoder
-    else:
-        encoder = prepare.question_encoder(index, asked.question_encoder)
-        generator, tokenizer = load_generator(asked.generator or demo.GENERATOR)
-    if retriever.train_context_encoder:
-        if passages is None or retriever.context_encoder is not None:
-            passages = prepare.context_encoder(index, retriever.context_encoder)
-    else:
-        passages = None
-    settings = settings_of(config, generator, cosine=index.metric == "cosine")
-    data.sources["rag"] = dataclasses.asdict(settings)
-    model = RagModel(
-        encoder, generator, tokenizer, settings, passage_encoder=passages,
-        train_question_encoder=asked.train_question_encoder, gradient_checkpointing=asked.gradient_checkpointing,
-    )  # fmt: skip
-    model.doc_chunk = asked.doc_chunk
-    adapt(config, model)
+    model = prepare.rag_model(config, index)
+    data.sources["rag"] = dataclasses.asdict(model.settings)
     data.sources["index"].update(count=index.count, encoder=index.manifest["encoder"])
     return RagParts(model, index, source_of(config, model, data.train), source_of(config, model, data.validation))
-
-
-def settings_of(config: RagConfig, generator: PreTrainedModel, *, cosine: bool) -> RagSettings:
-    """Return what is saved with the model, resolved for this generator and an index of cosines or inner products."""
-    asked = config.model
-    # BART and most causal models have as many positions as they were trained with; T5 has no limit.
-    most = getattr(generator.config, "max_position_embeddings", None) or asked.max_input_tokens
-    if is_causal(generator.config):
-        most -= asked.max_target_tokens if most > asked.max_input_tokens - asked.max_target_tokens else 0
-    if most < asked.max_input_tokens:
-        log.info("max_input_tokens is %d instead of %d: the generator reads no more", most, asked.max_input_tokens)
-    likelihood: Likelihood = "token" if config.objective.objective == "rag-token" else "sequence"
-    return RagSettings(
-        target_style=asked.target_style, n_docs=asked.n_docs, max_input_tokens=min(most, asked.max_input_tokens),
-        max_question_tokens=asked.max_question_tokens, max_target_tokens=asked.max_target_tokens,
-        score_temperature=asked.score_temperature or (COSINE_TEMPERATURE if cosine else 1.0),
-        likelihood="fid" if asked.reader == "fid" else likelihood,
-    )  # fmt: skip
-
-
-def adapt(config: RagConfig, model: RagModel) -> None:
-    """Freeze what is not trained, and put LoRA adapters where they were asked for."""
-    lora = config.lora
-    if not config.model.train_generator:
-        model.generator.requires_grad_(False)
-    elif lora.lora_rank:
-        add_lora(
-            model.generator, lora.lora_rank, alpha=lora.lora_alpha, dropout=lora.lora_dropout,
-            targets=lora.lora_targets,
-        )  # fmt: skip
-    if rank := config.retriever.retriever_lora_rank:
-        if config.model.train_question_encoder:
-            add_lora(model.question_encoder.model, rank)
-        if model.passage_encoder is not None:
-            add_lora(model.passage_encoder.model, rank)
 
 
 def source_of(config: RagConfig, model: RagModel, questions: list[Question]) -> QuestionSource:
