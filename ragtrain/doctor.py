@@ -32,6 +32,7 @@ SUPPORTED: Mapping[str, str] = {
     "torch": ">=2.8",
     "transformers": ">=5,<6",
     "accelerate": ">=1.10",
+    "bm25s": ">=0.3",
     "datasets": ">=4.0",
     "peft": ">=0.17",
     "evaluate": ">=0.4.5",

@@ -114,8 +114,13 @@ def check_groups(model: nn.Module, groups: Sequence[ParamGroup]) -> None:
             raise RagtrainError(f"{name} is trainable and in no parameter group")
 
 
-def make_optimizer(groups: Sequence[ParamGroup], optim: OptimConfig) -> torch.optim.AdamW:
+def make_optimizer(groups: Sequence[ParamGroup], optim: OptimConfig, *, scaled: bool = False) -> torch.optim.AdamW:
     """Return AdamW with weight decay on matrices only; each of its groups knows its name and its peak rate.
+
+    Args:
+        groups: what is trained.
+        optim: betas, epsilon, weight decay.
+        scaled: whether fp16's gradient scaler decides about each step.
 
     Raises:
         RagtrainError: No parameter is trainable.
@@ -140,5 +145,6 @@ def make_optimizer(groups: Sequence[ParamGroup], optim: OptimConfig) -> torch.op
     if not torch_groups:
         raise RagtrainError("no parameter is trainable")
     betas = (optim.adam_beta1, optim.adam_beta2)
-    # One pass over a weight and its moments instead of a dozen: a third of the time of a small step on a CPU.
-    return torch.optim.AdamW(torch_groups, betas=betas, eps=optim.adam_epsilon, fused=True)
+    # One pass over a weight and its moments instead of a dozen: a third of the time of a small step on a CPU. A fused step
+    # looks for overflows itself, on the device, and would not tell the loop that it did nothing.
+    return torch.optim.AdamW(torch_groups, betas=betas, eps=optim.adam_epsilon, fused=not scaled)

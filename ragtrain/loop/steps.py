@@ -127,7 +127,7 @@ class _Loop:
         if checkpoint is not None:
             check_frame(checkpoint, self._frame(checkpoint.state.epoch))
             weights.load_weights(model, checkpoint.path)
-        optimizer = schedule.make_optimizer(groups, self.training.optim)
+        optimizer = schedule.make_optimizer(groups, self.training.optim, scaled=self.accelerator.scaler is not None)
         # Not wrapped for several processes: exchange.py adds their gradients up.
         prepared = self.accelerator.prepare_model(model, evaluation_mode=True)
         prepared_optimizer = self.accelerator.prepare_optimizer(optimizer)
