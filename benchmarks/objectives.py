@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 
-from ragtrain import evaluate, report
-from ragtrain.config.commands import EvalConfig, RagConfig
+from ragtrain import evaluate, prepare, report
+from ragtrain.config.commands import EvalConfig, FetchConfig, PrepareConfig, RagConfig
 from ragtrain.config.load import load_config
+from ragtrain.data import fetch
 from ragtrain.metrics import bootstrap_mean, paired_bootstrap
 from ragtrain.records import write_json
 from ragtrain.train import rag
@@ -57,6 +58,10 @@ def main() -> None:
     cells = [(o, s, seed) for seed in given.seeds for o in given.objectives for s in SIDES if not (
         s == "frozen" and o in SAME_FROZEN)]  # fmt: skip
     part, parts = map(int, (given.share or "0/1").split("/"))
+    if not given.data.exists():
+        fetch.run(FetchConfig(output_dir=given.data))
+    if not given.index_path.exists():
+        prepare.run(PrepareConfig(passages=given.data / "passages.jsonl", output_dir=given.index_path))
     for number, cell in enumerate(cells):
         if number % parts == part:
             run(given, *cell)

@@ -3,6 +3,7 @@
 build.py     passages → vectors and passages with a manifest of hashes, once
 source.py    the passages of a configuration: read, split, counted
 beside.py    what stands beside the vectors: faiss files of any type, measured, and BM25
+result.py    what all ways of making an index give back
 resume.py    an index made in stretches: stops, and what they leave
 ranks.py     the processes of a launcher that make one index
 plan.py      what making the index would take
@@ -17,10 +18,11 @@ info.py      what an index is
 search.py    a question to an index, on the console
 """
 
-from ragtrain.prepare.build import PrepareResult, run
+from ragtrain.prepare.build import run
 from ragtrain.prepare.encoders import context_encoder, encode, question_encoder, resolve_device
 from ragtrain.prepare.info import InfoResult, info
 from ragtrain.prepare.model import rag_model
+from ragtrain.prepare.result import PrepareResult
 from ragtrain.prepare.search import SearchResult, search
 
 __all__ = [

@@ -25,9 +25,9 @@ from ragtrain.index.faiss_search import FAISS_FILE
 from ragtrain.index.foreign import ForeignVectors, Found, Place, find, read_vectors
 from ragtrain.index.passages import OFFSETS_FILE, PASSAGES_FILE
 from ragtrain.index.search import DenseIndex, read_manifest
-from ragtrain.prepare.build import PrepareResult
 from ragtrain.prepare.encoders import encoder_entry, passage_encoder, resolve_device
 from ragtrain.prepare.lines import Passages, read_ids, read_passages, reorder
+from ragtrain.prepare.result import PrepareResult
 from ragtrain.prepare.verify import ENCODE_AGAIN, Scan, Subject, Verification, verify
 from ragtrain.records import write_json
 

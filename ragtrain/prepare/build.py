@@ -6,7 +6,6 @@ written with a manifest of hashes. Asked again for what is there, it does nothin
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from pathlib import Path
@@ -17,10 +16,12 @@ from ragtrain.errors import ConfigError, DataError
 from ragtrain.index.encode import IndexWriter
 from ragtrain.index.search import DenseIndex
 from ragtrain.index.shards import Job, WorkFolder, encode_shards
+from ragtrain.prepare import adopt
 from ragtrain.prepare.beside import check_dimensions, check_libraries, complete
 from ragtrain.prepare.encoders import PassageCoder, encoder_entry, passage_encoder, resolve_device
 from ragtrain.prepare.plan import plan
 from ragtrain.prepare.ranks import Ranks
+from ragtrain.prepare.result import PrepareResult
 from ragtrain.prepare.resume import encode_with_progress, resumable, stoppable, store_passages
 from ragtrain.prepare.source import Source, default_output
 
@@ -29,26 +30,6 @@ if TYPE_CHECKING:
     from ragtrain.index.vectors import Metric
 
 log = logging.getLogger("ragtrain")
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareResult:
-    """An index as it stands: made now, found finished (``reused``), or planned only (``plan``)."""
-
-    path: Path
-    count: int
-    dim: int
-    metric: str
-    seconds: float
-    passages_read: int
-    skipped: int
-    reused: bool = False
-    plan: dict[str, Any] | None = None
-    verification: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
 def run(config: PrepareConfig) -> PrepareResult:
@@ -65,8 +46,6 @@ def run(config: PrepareConfig) -> PrepareResult:
     with Ranks() as ranks:
         if config.index_path is None:
             return _make(config, ranks) if ranks.first else _help(config, ranks)
-        from ragtrain.prepare import adopt  # which makes a PrepareResult itself
-
         if not ranks.first:
             raise ConfigError("an index is adopted by one process", hint="start it without a launcher")
         check_libraries(config)
