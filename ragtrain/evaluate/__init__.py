@@ -105,7 +105,8 @@ def run(config: EvalConfig) -> EvalResult:
         summary = found
     # 3. Answers, scores, files.
     else:
-        _warn_of_another_encoder(subject, index)
+        if model.passage_encoder is None:
+            _warn_of_another_encoder(subject, index)
         retriever = Retriever.for_model(
             index,
             model.to(device),
@@ -114,6 +115,7 @@ def run(config: EvalConfig) -> EvalResult:
             retrieval=settings.retrieval,
             search_index=settings.search_index,
         )
+        _follow(model, retriever, device)
         evaluation = evaluate_questions(model, retriever, questions.questions, settings)
         summary = _summary(evaluation, described, settings, str(device))
         _write(output, summary, evaluation)
@@ -234,6 +236,20 @@ def _warn_of_another_encoder(subject: Subject, index: DenseIndex) -> None:
     if before is not None and now is not None and before != now:
         log.warning("the passages in %s were encoded by another encoder (%s) than those of the training (%s): questions "
                     "and passages may not fit each other", index.path, now, before)  # fmt: skip
+
+
+def _follow(model: RagModel, retriever: Retriever, device: torch.device) -> None:
+    """Search with vectors of the model's own passage encoder, where it has one and the index is not of it.
+
+    The index of a run that trained both encoders is that of its final model; an earlier checkpoint needs another.
+    """
+    encoder, index = model.passage_encoder, retriever.index
+    if encoder is None or encoder.fingerprint() == index.manifest["encoder"].get("fingerprint"):
+        return
+    log.warning("the index %s is not of this model's passage encoder: its %d passages are encoded anew for this "
+                "evaluation", index.path, index.count)  # fmt: skip
+    vectors = prepare.encode_again(encoder, index, device, range(index.count), "Encoding passages")
+    retriever.searcher.replace(vectors)
 
 
 def _earlier(output: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any] | None:

@@ -265,9 +265,11 @@ def precision_of(subject: Subject, device: torch.device) -> Literal["no", "bf16"
 
 
 def weights_fingerprint(model: RagModel) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of both networks' weights and of how they are used."""
+    """Return 16 hexadecimal digits of the SHA-256 of the networks' weights and of how they are used."""
     digest = hashlib.sha256(model.question_encoder.fingerprint().encode())
     digest.update(json.dumps(dataclasses.asdict(model.settings), sort_keys=True).encode())
+    if model.passage_encoder is not None:  # it decides what is found where the index is not its own
+        digest.update(model.passage_encoder.fingerprint().encode())
     for name, tensor in sorted(model.generator.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

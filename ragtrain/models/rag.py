@@ -110,6 +110,7 @@ class RagModel(nn.Module):
         reader: how the generator reads.
         settings: what is saved with the model.
         doc_chunk: passages of each question whose activations are held at a time; None for all.
+        passage_fingerprint: of the passage tower as it was before training, without adapters; None without one.
     """
 
     def __init__(
@@ -139,12 +140,19 @@ class RagModel(nn.Module):
         self.generator = generator
         self.generator_tokenizer = generator_tokenizer
         self.settings = settings or RagSettings()
+        if self.reader.causal and self.settings.target_style == "hf":
+            raise ConfigError(
+                f"a {config.model_type} model reads its targets as they stand: target_style=hf, the unshifted targets of "
+                "facebook/rag-*, is for BART and T5",
+                hint="Leave --target-style out.",
+            )
         if self.reader.causal and self.settings.likelihood == "fid":
             raise ConfigError(
                 f"a {config.model_type} model has no encoder whose passages could be fused",
                 hint="Take a BART or T5 generator for --reader fid, or leave --reader out.",
             )
         self.doc_chunk: int | None = None
+        self.passage_fingerprint: str | None = None
         self.train_question_encoder = train_question_encoder
         if not train_question_encoder:
             self.question_encoder.requires_grad_(False)
@@ -276,14 +284,14 @@ class RagModel(nn.Module):
         loglik, _ = reader.token_loglik(fused, fused_mask, decoder_input_ids, labels)
         if not with_documents:
             return loglik.new_zeros((batch, n_docs, 0)), None, loglik
+        owner = torch.arange(batch, device=labels.device).repeat_interleave(n_docs)
+        chunks = torch.split(torch.arange(len(owner), device=labels.device), batch * (self.doc_chunk or n_docs))
         with evaluating(self.generator):
-            alone, _ = reader.token_loglik(
-                states.detach(),
-                mask,
-                decoder_input_ids.repeat_interleave(n_docs, dim=0),
-                labels.repeat_interleave(n_docs, dim=0),
-            )
-        return alone.view(batch, n_docs, -1), None, loglik
+            alone = [
+                reader.token_loglik(states[rows], mask[rows], decoder_input_ids[owner[rows]], labels[owner[rows]])[0]
+                for rows in chunks
+            ]
+        return torch.cat(alone).view(batch, n_docs, -1), None, loglik
 
     def _in_chunks(
         self, read: Callable[[Tensor], tuple[Tensor, Tensor]], retrieved: Retrieved, batch: int

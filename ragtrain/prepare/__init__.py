@@ -19,7 +19,7 @@ search.py    a question to an index, on the console
 """
 
 from ragtrain.prepare.build import run
-from ragtrain.prepare.encoders import context_encoder, encode, question_encoder, resolve_device
+from ragtrain.prepare.encoders import context_encoder, encode, encode_again, question_encoder, resolve_device
 from ragtrain.prepare.info import InfoResult, info
 from ragtrain.prepare.model import rag_model
 from ragtrain.prepare.result import PrepareResult
@@ -31,6 +31,7 @@ __all__ = [
     "SearchResult",
     "context_encoder",
     "encode",
+    "encode_again",
     "info",
     "question_encoder",
     "rag_model",

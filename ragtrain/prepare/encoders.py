@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from ragtrain import report
 from ragtrain.data import demo
 from ragtrain.errors import ConfigError, IndexMismatchError, OutOfMemoryError
 from ragtrain.models.encoder import load_encoder
@@ -15,12 +17,13 @@ from ragtrain.models.encoder import load_encoder
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
-
     from ragtrain.config.commands import EncoderConfig
     from ragtrain.index.search import DenseIndex
     from ragtrain.models.encoder import TextEncoder
     from ragtrain.models.encoding import Precision, TokenBatches
+
+#: Passages computed at a time, and handed over at a time to be sorted by length.
+BATCH, CHUNK = 64, 2048
 
 
 def passage_encoder(config: EncoderConfig) -> TextEncoder:
@@ -139,6 +142,33 @@ class PassageCoder:
                 f"{self.device} has no memory left for {self.batch_size} passages at a time",
                 hint=f"try --encode-batch-size {max(1, self.batch_size // 2)}",
             ) from error
+
+
+def encode_again(
+    encoder: TextEncoder, index: DenseIndex, device: torch.device, places: range, title: str
+) -> np.ndarray:
+    """Return (places, dim) vectors of an index's passages at ``places``, in its precision, as an encoder is now.
+
+    Args:
+        encoder: of passages.
+        index: its passages are read, its vectors are not.
+        device: where to compute.
+        places: positions in the index, one after the other.
+        title: of the progress shown.
+    """
+    half = index.vectors.dtype == np.float16
+    vectors = np.empty((len(places), index.dim), dtype=np.float16 if half else np.float32)
+    bar: report.Progress[None] = report.progress(len(places), title)
+    with bar:
+        for start in range(0, len(places), CHUNK):
+            pairs = [index.passages.texts(place) for place in places[start : start + CHUNK]]
+            rows = encode(encoder, pairs, BATCH, device)
+            if index.metric == "cosine":
+                rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+            with np.errstate(over="ignore"):  # whoever searches them refuses what is not finite
+                vectors[start : start + len(pairs)] = rows
+            bar.advance(len(pairs))
+    return vectors
 
 
 def encode(encoder: TextEncoder, pairs: Sequence[tuple[str, str]], batch_size: int, device: torch.device) -> np.ndarray:

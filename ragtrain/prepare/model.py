@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ragtrain.data import demo
+from ragtrain.errors import IndexMismatchError
 from ragtrain.models.adapters import add_lora
 from ragtrain.models.export import load_rag
 from ragtrain.models.rag import Likelihood, RagModel, RagSettings, load_generator
@@ -42,6 +43,8 @@ def rag_model(config: RagConfig, index: DenseIndex, settings: RagSettings | None
         start = load_rag(asked.model_dir)
         encoder, generator, tokenizer = start.question_encoder, start.generator, start.generator_tokenizer
         passages = start.passage_encoder
+        _check_index(asked.model_dir, start, config, index)
+        settings = settings or settings_of(config, generator, cosine=index.metric == "cosine", start=start.settings)
     else:
         encoder = question_encoder(index, asked.question_encoder)
         generator, tokenizer = load_generator(asked.generator or demo.GENERATOR)
@@ -55,24 +58,51 @@ def rag_model(config: RagConfig, index: DenseIndex, settings: RagSettings | None
         train_question_encoder=asked.train_question_encoder, gradient_checkpointing=asked.gradient_checkpointing,
     )  # fmt: skip
     model.doc_chunk = asked.doc_chunk
+    model.passage_fingerprint = None if passages is None else passages.fingerprint()
     adapt(config, model)
     return model
 
 
-def settings_of(config: RagConfig, generator: PreTrainedModel, *, cosine: bool) -> RagSettings:
-    """Return what is saved with the model, resolved for this generator and an index of cosines or inner products."""
+def _check_index(name: str, start: RagModel, config: RagConfig, index: DenseIndex) -> None:
+    """Refuse a model whose both towers were trained beside vectors that are not of its passage tower."""
+    if start.passage_encoder is None or config.retriever.train_context_encoder:  # then the index follows the tower
+        return
+    if start.passage_encoder.fingerprint() != index.manifest["encoder"].get("fingerprint"):
+        raise IndexMismatchError(
+            f"its vectors are not of the passage encoder that was trained with the question encoder of {name}",
+            path=index.path,
+            hint="give the index that the run left in its folder (--index-path RUN/index), or --train-context-encoder, "
+            "which encodes the passages anew",
+        )
+
+
+def settings_of(
+    config: RagConfig, generator: PreTrainedModel, *, cosine: bool, start: RagSettings | None = None
+) -> RagSettings:
+    """Return what is saved with the model, resolved for this generator and an index of cosines or inner products.
+
+    ``start`` is what the model was saved with that training begins from: its temperature goes on where none is given.
+    """
     asked = config.model
+    if start is not None and start.target_style != asked.target_style:
+        log.warning("%s was trained with target style %s, and is trained with %s from here on (--target-style)",
+                    asked.model_dir, start.target_style, asked.target_style)  # fmt: skip
+    # Transformers' own models have no temperature: theirs is 1, whatever the index.
+    usual = start.score_temperature if start is not None else COSINE_TEMPERATURE if cosine else 1.0
     # BART and most causal models have as many positions as they were trained with; T5 has no limit.
-    most = getattr(generator.config, "max_position_embeddings", None) or asked.max_input_tokens
-    if is_causal(generator.config):
-        most -= asked.max_target_tokens if most > asked.max_input_tokens - asked.max_target_tokens else 0
+    causal = is_causal(generator.config)
+    own = generator.config.get_text_config() if causal else generator.config
+    limit = getattr(own, "max_position_embeddings", None)
+    most = int(limit or asked.max_input_tokens)
+    if limit and causal:  # input and answer are one text
+        most -= asked.max_target_tokens
     if most < asked.max_input_tokens:
         log.info("max_input_tokens is %d instead of %d: the generator reads no more", most, asked.max_input_tokens)
     likelihood: Likelihood = "token" if config.objective.objective == "rag-token" else "sequence"
     return RagSettings(
         target_style=asked.target_style, n_docs=asked.n_docs, max_input_tokens=min(most, asked.max_input_tokens),
         max_question_tokens=asked.max_question_tokens, max_target_tokens=asked.max_target_tokens,
-        score_temperature=asked.score_temperature or (COSINE_TEMPERATURE if cosine else 1.0),
+        score_temperature=asked.score_temperature or usual,
         likelihood="fid" if asked.reader == "fid" else likelihood,
     )  # fmt: skip
 

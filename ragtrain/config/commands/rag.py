@@ -69,7 +69,8 @@ class RagModelConfig(Section):
     max_target_tokens: PositiveInt = 32
     """Longest answer, end token included."""
     score_temperature: PositiveFloat | None = None
-    """What retrieval scores are divided by before they become a prior; without it 1, or 0.05 for an index of cosines."""
+    """What retrieval scores are divided by before they become a prior; without it that of ``model_dir``, else 1, or 0.05
+    for an index of cosines."""
     target_style: Literal["shift-right", "hf"] = "shift-right"
     """How targets meet decoder inputs: properly shifted, or unshifted as ``facebook/rag-*`` was trained."""
     gradient_checkpointing: bool = False
@@ -91,12 +92,13 @@ class RagRetrieverConfig(Section):
     refresh_steps: PositiveInt = 500
     """Steps between two encodings of the whole index with the context encoder in training."""
     over_retrieve: PositiveInt = 4
-    """With ``train_context_encoder``, how many times ``n_docs`` passages are retrieved and scored anew between two
-    refreshes."""
+    """With ``train_context_encoder`` and ``retrieval`` dense, how many times ``n_docs`` passages are retrieved and scored
+    anew between two refreshes."""
     freeze_retriever_steps: NonNegativeInt = 0
     """Steps at the beginning in which only the generator learns."""
     retriever_lora_rank: NonNegativeInt = 0
-    """Rank of LoRA matrices in the question encoder; 0 trains all its weights."""
+    """Rank of LoRA matrices in all linear layers of the encoders that are trained, scaled by two; 0 trains all their
+    weights."""
     retrieval: Literal["dense", "bm25", "hybrid"] = "dense"
     """What chooses passages: vectors, words, or both by reciprocal rank fusion; their scores are always inner
     products."""

@@ -1,16 +1,25 @@
-"""Joint training of question encoder and generator: RAG-Sequence (Lewis et al. 2020, section 2.1).
+"""Joint training of retriever and generator.
 
-For a question q with target y, the n passages z with the highest inner product of their vector and the question's are
-retrieved, and both networks are trained on
+For a question q with target y, n passages z are retrieved, by the inner product of their vector and the question's, by
+words, or by both. The generator says how likely the target is under each, and their scores how likely each passage is::
 
-    loss = -log sum_z p(z|q) p(y|q,z),   p(z|q) = softmax_z(<E_Q(q), E_P(z)>),   p(y|q,z) = prod_t p(y_t|q,z,y_<t).
+    p(z|q) = softmax_z(<E_Q(q), E_P(z)> / temperature),   p(y|q,z) = prod_t p(y_t|q,z,y_<t)
 
-The gradient with respect to a score is prior minus posterior: passages under which the generator finds the answer
-likely are pulled towards the question. Passage vectors stay as the index holds them (query-side training).
+What is made of the two is the objective (objective.py has the equations): RAG-Sequence or RAG-Token (Lewis et al. 2020,
+section 2.1), which teach both networks through the marginal likelihood; PDist or EMDR², which teach the retriever
+alone, beside a generator that reads passages one by one or fused in its decoder (FiD); and a contrastive loss beside any
+of them. In all of them the gradient with respect to a score is prior minus some posterior: passages under which the
+generator finds the answer likely are pulled towards the question.
 
-What differs from the paper and from the published scripts: targets are shifted properly, the prior is added after the
-sum over tokens, the loss is divided by real target tokens over the whole step (or by answers), a passage that is too
-long gives way and never the question, and the search uses the question vector without dropout.
+The generator is a BART, a T5 or a causal language model, trained whole, through adapters, or not at all. The retriever
+is trained on the side of questions, on that of passages, on both, or not at all. Passage vectors stay as the index
+holds them unless their encoder is trained; the index then follows it (refresh.py), and between two refreshes fresh
+scores decide (lookup.py).
+
+What differs from the papers and from the published scripts: targets are shifted properly, the prior is added after the
+sum over tokens, the loss is divided by real target tokens over the whole step (or by answers; every term of it is, the
+retriever's too), a passage that is too long gives way and never the question, and the search uses the question vector
+without dropout.
 
 build.py      configuration → data, networks, index, parameter groups
 objective.py  the loss of a micro-batch, for every objective, and the figures beside it
@@ -120,7 +129,7 @@ def run(config: RagConfig) -> RagResult:
     if accelerator.is_main_process:
         save_rag(model, folder.final_model)
     accelerator.wait_for_everyone()
-    if refresh is not None and step is not None:
+    if refresh is not None:  # of a complete run too: it may have ended before its index was written
         data.sources["index"].update(original=data.sources["index"]["path"], path=str(refresh.finish()))
         folder.write_data(data.sources)
     if accelerator.is_main_process:

@@ -2,7 +2,8 @@
 
 Where the passage encoder is trained, the index lags behind it until its next refresh. More passages than needed are
 then retrieved, encoded anew and put in their new order (over-retrieve and re-score, Izacard et al. 2022,
-arXiv:2208.03299, section 2.4); the best ``n_docs`` are read and scored with a gradient.
+arXiv:2208.03299, section 2.4); the best ``n_docs`` are read and scored with a gradient. Where words choose passages,
+alone or beside vectors, theirs stays the order.
 
 For a contrastive loss the passages of the micro-batch form one pool: what each question retrieved, its first passage
 that holds an answer however deep it lies, and its first passages that hold none (hard negatives, mined from the index
@@ -56,14 +57,16 @@ class TrainingLookup:
         self.n_docs = config.model.n_docs
         self.contrasts = config.objective.infonce_weight > 0
         self.hard_negatives = config.objective.hard_negatives
-        fresh = config.retriever.over_retrieve if passage_encoder is not None else 1
+        # What words choose does not grow old, and a fused order is not one of scores.
+        self.rescores = passage_encoder is not None and retriever.retrieval == "dense"
+        fresh = config.retriever.over_retrieve if self.rescores else 1
         self.depth = self.n_docs * max(fresh, CONTRAST_DEPTH if self.contrasts else 1)
 
     def __call__(self, queries: Tensor) -> Retrieved:
         """Return the generator's ``n_docs`` passages for question vectors (batch, dim), and the pool where needed."""
         texts = [question.question for question in self.batch.questions]
         hits = self.retriever.search(queries, self.depth, texts=texts)
-        if self.passage_encoder is not None:
+        if self.passage_encoder is not None and self.rescores:
             hits = self._rescored(queries, hits, self.passage_encoder)
         self.hits = hits
         found = [self.retriever.passages(hits, row) for row in range(len(queries))]

@@ -24,13 +24,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather
 
-from ragtrain import loop, report
+from ragtrain import loop
 from ragtrain.index.bm25 import add_bm25
 from ragtrain.index.encode import MANIFEST_FILE, VECTORS_FILE, file_entry
 from ragtrain.index.exact import longest
 from ragtrain.index.passages import OFFSETS_FILE, PASSAGES_FILE
 from ragtrain.loop.checkpoints import find
-from ragtrain.prepare import encode
+from ragtrain.prepare import encode_again
 from ragtrain.records import write_json
 from ragtrain.runs import is_main_process
 
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ragtrain")
 
-#: Passages encoded at a time, and handed over at a time to be sorted by length.
-BATCH, CHUNK = 64, 2048
+#: Passages read at a time.
+CHUNK = 2048
 #: Refreshes whose vectors are kept.
 KEPT = 2
 
@@ -80,8 +80,12 @@ class IndexRefresh:
         step = 0 if checkpoint is None else checkpoint.state.step
         due = step // self.every * self.every
         kept = self._vectors(due)
+        if is_main_process():  # what comes after belongs to steps that are done again
+            for old in self._kept():
+                if self._step(old) > due:
+                    old.unlink()
         if due == 0:
-            if self.encoder.fingerprint() != self.retriever.index.manifest["encoder"].get("fingerprint"):
+            if self.model.passage_fingerprint != self.retriever.index.manifest["encoder"].get("fingerprint"):
                 log.info("the index was not made with this passage encoder: it is encoded anew before the first step")
                 self._search(self._encode(), 0)
         elif kept.is_file():
@@ -168,18 +172,11 @@ class IndexRefresh:
         share = -(-index.count // state.num_processes)
         first = min(state.process_index * share, index.count)
         last = min(first + share, index.count)
-        mine = np.zeros((share, index.dim), dtype=np.float16 if index.vectors.dtype == np.float16 else np.float32)
-        bar: report.Progress[None] = report.progress(last - first, "Refreshing the index")
-        with bar:
-            for start in range(first, last, CHUNK):
-                pairs = [index.passages.texts(place) for place in range(start, min(start + CHUNK, last))]
-                rows = encode(self.encoder, pairs, BATCH, state.device)
-                if index.metric == "cosine":
-                    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-                mine[start - first : start - first + len(pairs)] = rows
-                bar.advance(len(pairs))
+        mine = encode_again(self.encoder, index, state.device, range(first, last), "Refreshing the index")
         if state.num_processes == 1:
-            return mine[: index.count]
+            return mine
+        # Shares are gathered at one length.
+        mine = np.concatenate([mine, np.zeros((share - len(mine), index.dim), dtype=mine.dtype)])
         everything: np.ndarray = gather(torch.from_numpy(mine).to(state.device)).cpu().numpy()
         return everything[: index.count]
 
@@ -202,4 +199,8 @@ class IndexRefresh:
         return self.folder / f"vectors-{step:06d}.npy"
 
     def _kept(self) -> list[Path]:
-        return sorted(self.folder.glob("vectors-*.npy"), key=lambda path: int(path.stem.rpartition("-")[2]))
+        return sorted(self.folder.glob("vectors-*.npy"), key=self._step)
+
+    @staticmethod
+    def _step(path: Path) -> int:
+        return int(path.stem.rpartition("-")[2])
