@@ -132,6 +132,7 @@ def test_a_causal_run_is_evaluated(decoding: str, causal: Path, corner: Path, tm
 
 def gradients(corner: Path, tmp_path: Path, **changes: object) -> dict[str, Tensor]:
     config = config_of(corner, tmp_path / "run", **changes)
+    torch.manual_seed(0)  # adapters begin at random
     parts = rag.build(config, rag.read(config, tmp_path))
     parts.model.eval()
     loss = rag.loss_of(config, rag.Retriever.for_model(parts.index, parts.model), parts.model)
@@ -158,6 +159,73 @@ def test_what_does_not_go_together_is_refused_at_once(corner: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="nothing to train"):
         rag.run(config_of(corner, tmp_path / "run", train_generator=False, train_question_encoder=False))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lora_dropout": 0.1}, "lora.lora_rank is 0"),
+        ({"lora_targets": ("q_proj",)}, "lora.lora_rank is 0"),
+        ({"context_encoder": "somewhere"}, "retriever.train_context_encoder is off"),
+        ({"freeze_retriever_steps": 5, "train_generator": False}, "only one is trained"),
+        ({"freeze_retriever_steps": 5, "train_question_encoder": False}, "only one is trained"),
+        ({"infonce_weight": 0.1, "train_question_encoder": False}, "none is trained"),
+        ({"objective": "pdist", "train_generator": False, "label_smoothing": 0.1}, "the generator is frozen"),
+    ],
+    ids=str,
+)
+def test_what_would_be_ignored_is_refused(changes: dict[str, object], named: str, corner: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=named):
+        rag.check(config_of(corner, tmp_path / "run", **changes))
+
+
+def test_a_causal_generator_has_no_unshifted_targets(causal: Path, corner: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="target_style=hf"):
+        rag.run(config_of(corner, tmp_path / "run", generator=str(causal), target_style="hf"))
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(300, 224), (250, 224), (225, 224), (100, 100)])
+def test_a_causal_input_leaves_its_answer_room(
+    asked: int, expected: int, causal: Path, corner: Path, tmp_path: Path
+) -> None:
+    config = config_of(corner, tmp_path, generator=str(causal), max_input_tokens=asked, max_target_tokens=32)
+    model = rag.build(config, rag.read(config, tmp_path)).model
+    assert model.settings.max_input_tokens == expected  # of 256 positions
+
+
+CHUNKED = {
+    "rag-token, checkpointed": {"objective": "rag-token", "gradient_checkpointing": True},
+    "smoothed, LoRA": {"label_smoothing": 0.1, "lora_rank": 2, "retriever_lora_rank": 2},
+    "FiD": {"reader": "fid", "objective": "pdist"},
+}
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_chunks_change_no_gradient(name: str, corner: Path, tmp_path: Path) -> None:
+    whole = gradients(corner, tmp_path, n_docs=3, **CHUNKED[name])
+    parts = gradients(corner, tmp_path, n_docs=3, doc_chunk=2, **CHUNKED[name])
+    assert whole.keys() == parts.keys()
+    for key, gradient in whole.items():  # that of a key's bias is nought and round-off
+        torch.testing.assert_close(parts[key], gradient, rtol=1e-4, atol=1e-5 + 1e-4 * float(gradient.abs().max()))
+
+
+def test_the_plan_counts_what_is_held(corner: Path, tmp_path: Path) -> None:
+    def held(**changes: object) -> float:
+        config = config_of(corner, tmp_path, n_docs=8, **changes)
+        data = rag.read(config, tmp_path)
+        text = str(rag.describe(config, data, rag.build(config, data))["memory estimate"])
+        value, unit = text.split("about ")[1].split(" activations")[0].split()
+        return float(value) * {"KiB": 1, "MiB": 1024, "GiB": 1024**2}[unit]
+
+    plain = held()
+    assert held(doc_chunk=2) < 0.35 * plain
+    assert held(doc_chunk=9) == plain
+    assert held(gradient_checkpointing=True) < plain
+    assert held(train_generator=False) < 0.5 * plain
+    assert held(train_question_encoder=False) < plain
+    both = held(train_context_encoder=True)
+    assert both > plain
+    assert held(train_context_encoder=True, infonce_weight=0.1) > both
 
 
 def lookup_of(corner: Path, tmp_path: Path, **changes: object) -> tuple[TrainingLookup, Tensor, rag.RagParts]:

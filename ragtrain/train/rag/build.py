@@ -65,7 +65,7 @@ def check(config: RagConfig) -> None:
     Raises:
         ConfigError: naming each pair of settings.
     """
-    objective, model, retriever = config.objective, config.model, config.retriever
+    objective, model, retriever, lora = config.objective, config.model, config.retriever, config.lora
     trains_retriever = model.train_question_encoder or retriever.train_context_encoder
     bad = [
         (
@@ -91,8 +91,31 @@ def check(config: RagConfig) -> None:
             "retriever.retriever_lora_rank adapts an encoder, and none is trained",
         ),
         (
-            config.lora.lora_rank > 0 and not model.train_generator,
+            lora.lora_rank > 0 and not model.train_generator,
             "lora.lora_rank adapts the generator, which model.train_generator=false freezes",
+        ),
+        (
+            lora.lora_rank == 0 and lora != type(lora)(),
+            "lora.lora_alpha, lora.lora_dropout and lora.lora_targets shape the generator's adapters, and lora.lora_rank is "
+            "0",
+        ),
+        (
+            retriever.context_encoder is not None and not retriever.train_context_encoder,
+            "retriever.context_encoder names an encoder to train, and retriever.train_context_encoder is off: passage "
+            "vectors are the index's",
+        ),
+        (
+            retriever.freeze_retriever_steps > 0 and not (model.train_generator and trains_retriever),
+            "retriever.freeze_retriever_steps lets the generator learn before the retriever, and only one is trained",
+        ),
+        (
+            objective.infonce_weight > 0 and not trains_retriever,
+            "objective.infonce_weight teaches the retriever, and none is trained",
+        ),
+        (
+            objective.label_smoothing > 0 and objective.objective in ("pdist", "emdr") and not model.train_generator,
+            f"objective.label_smoothing smooths the generator's loss, and objective.objective={objective.objective} has "
+            "none where the generator is frozen",
         ),
         (
             model.target_style == "hf" and model.reader == "fid",
