@@ -116,6 +116,30 @@ def test_adapters_alone_do_not_make_another_index(corner: Path, tmp_path: Path) 
     assert model.passage_encoder.fingerprint() != model.passage_fingerprint
 
 
+@pytest.mark.slow
+def test_two_processes_refresh_one_index(corner: Path, tmp_path: Path, command) -> None:
+    """With adapters, and one validation question for two processes."""
+    changes = {"max_val_samples": 1, "lora_rank": 2, "retriever_lora_rank": 2, "save_steps": 4, "max_steps": 3,
+               "learning_rate": 1e-3}  # fmt: skip
+    rag.run(config_of(corner, tmp_path / "one", gradient_accumulation_steps=2, **changes))
+    flags = [
+        "--train-data", str(corner), "--n-docs", "2", "--batch-size", "3", "--gradient-accumulation-steps", "1",
+        "--max-steps", "3", "--learning-rate", "1e-3", "--retriever-learning-rate", "1e-2", "--logging-steps", "1",
+        "--train-context-encoder", "--refresh-steps", "2", "--save-steps", "4", "--max-val-samples", "1",
+        "--lora-rank", "2", "--retriever-lora-rank", "2",
+    ]  # fmt: skip
+    code, _, err = command("train", "rag", *flags, "--output-dir", str(tmp_path / "two"), processes=2)
+    assert code == 0, err
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert [row["loss"] for row in rows[1]] == pytest.approx([row["loss"] for row in rows[0]], rel=1e-4)
+    assert rows[1][-1]["evaluation"] == pytest.approx(rows[0][-1]["evaluation"], rel=1e-4)
+    one, two = (np.load(tmp_path / name / "index" / "vectors.npy") for name in ("one", "two"))
+    np.testing.assert_allclose(one, two, atol=3e-3)
+
+
 def test_what_words_choose_is_not_put_in_another_order(corner: Path, tmp_path: Path) -> None:
     folder = tmp_path / "index"
     shutil.copytree(corner / "index", folder)
