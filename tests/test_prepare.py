@@ -155,6 +155,19 @@ def test_a_damaged_index_is_made_again_only_when_asked(encoder: FakeEncoder, pas
     DenseIndex.open(result.path)
 
 
+def test_overwriting_does_not_delete_the_passages(encoder: FakeEncoder, passages: Path) -> None:
+    index = prepare.run(PrepareConfig(passages=passages)).path
+    inside = index / "mine.jsonl"
+    write_jsonl(inside, [passage.to_json() for passage in PASSAGES[:2]])
+    with pytest.raises(ConfigError, match=r"mine\.jsonl would be lost"):
+        prepare.run(PrepareConfig(passages=inside, output_dir=index, overwrite=True))
+    assert inside.is_file()
+    # Those of the index itself are copied.
+    encoder.mark = "two"
+    prepare.run(PrepareConfig(passages=index / "passages.jsonl", output_dir=index, overwrite=True))
+    assert len(DenseIndex.open(index).passages) == len(PASSAGES)
+
+
 def test_plan_writes_nothing(encoder: FakeEncoder, passages: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     result = prepare.run(PrepareConfig(passages=passages, passage_words=8, dry_run=True))

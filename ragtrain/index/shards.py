@@ -195,6 +195,9 @@ class WorkFolder:
             aside = self.path / f".{VECTORS_FILE}.tmp"
             np.lib.format.open_memmap(aside, mode="w+", dtype=np.dtype(job.storage), shape=shape)
             aside.replace(self.vectors_path)
+            sync_folder(self.path)
+            for number in self.finished():  # of vectors that are gone
+                (self.journal / f"shards/{number:06d}.json").unlink()
             return
         with VectorFile(self.vectors_path, writable=False) as vectors:
             if (vectors.shape, vectors.dtype) != (shape, np.dtype(job.storage)):

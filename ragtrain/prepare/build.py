@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ragtrain import report
 from ragtrain.errors import ConfigError, DataError
 from ragtrain.index.encode import IndexWriter
+from ragtrain.index.passages import PASSAGES_FILE
 from ragtrain.index.search import DenseIndex
 from ragtrain.index.shards import Job, WorkFolder, encode_shards
 from ragtrain.prepare import adopt
@@ -147,6 +148,12 @@ def _finished(config: PrepareConfig, path: Path, source: Source, fingerprint: st
     """
     if not (path / "manifest.json").is_file():
         return None
+    lost = path.resolve() in source.path.resolve().parents and source.path.resolve() != (path / PASSAGES_FILE).resolve()
+    if config.overwrite and lost:
+        raise ConfigError(
+            f"--overwrite replaces the folder {path}, and {source.path} would be lost with it",
+            hint="move the passages out of the folder, or give another --output-dir",
+        )
     try:
         index = DenseIndex.open(path)
     except DataError:

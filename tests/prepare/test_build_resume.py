@@ -115,6 +115,15 @@ def test_goes_on_after_an_interruption(
     assert work_folders(config) == []
 
 
+def test_shards_of_vectors_that_are_gone_are_encoded_again(encoder: CountingEncoder, config: PrepareConfig) -> None:
+    encoder.before = stop_in(3, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        prepare.run(config)
+    (work_folders(config)[0] / "vectors.npy").unlink()
+    encoder.before = lambda pairs: None
+    assert is_whole(prepare.run(config).path)
+
+
 def test_sigterm_interrupts_too(encoder: CountingEncoder, config: PrepareConfig) -> None:
     before = signal.getsignal(signal.SIGTERM)
     encoder.before = lambda pairs: os.kill(os.getpid(), signal.SIGTERM) if pairs[0][0] == "t20" else None
