@@ -131,6 +131,9 @@ class DenseIndex:
         kind = "faiss-flat" if backend == "faiss-flat" else "hnsw"
         hint = f"write it with `{prepare_command(self.path, self.manifest, '--index-type', kind)}`"
         path = self.file(FAISS_FILE)
+        if FAISS_FILE not in self.manifest["files"] and path.exists():
+            # Of an earlier index, or of another tool with numbers of its own: its answers are not positions here.
+            raise DataError("this file is no search index of these vectors", path=path, hint=hint)
         return FaissSearcher(path, self.vectors, device, metric=self.metric, max_norm=max_norm, hint=hint)
 
     def words(self) -> BM25Index:

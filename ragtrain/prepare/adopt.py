@@ -84,7 +84,9 @@ def run(config: PrepareConfig) -> PrepareResult:
             hint="give an --output-dir of its own",
         )
     aside = output / f".adopt.tmp-{os.getpid()}"
+    new = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
+        shutil.rmtree(aside, ignore_errors=True)  # process numbers come again
         aside.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"{output} cannot be written to ({error.strerror})", hint="give --output-dir") from error
@@ -122,9 +124,12 @@ def run(config: PrepareConfig) -> PrepareResult:
             )  # fmt: skip
         manifest = _manifest(source, vectors, passages, seen, output=output, aside=aside)
         manifest |= {"metric": metric, "encoder": entry, "verification": verification.to_json()}
+        if config.ids_file is not None:
+            manifest["source"]["ids_file"] = str(config.ids_file.resolve())
         _put_in_place(aside, output, manifest, overwrite=config.overwrite)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        _remove_empty(new)
     index = DenseIndex.open(output)
     seconds = time.monotonic() - started
     report.panel("Index", [
@@ -144,14 +149,27 @@ def _result(
     )  # fmt: skip
 
 
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, up to the first in which something was left."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
 def _own(config: PrepareConfig) -> DenseIndex | None:
-    """Return the index at ``index_path`` if it is one that we encoded: there is nothing to adopt."""
+    """Return the index at ``index_path`` if there is nothing to adopt: we encoded it, or only its folder is named."""
     path = config.index_path
     if path is None or not path.is_dir() or not (path / MANIFEST_FILE).is_file():
         return None
     manifest = read_manifest(path)
     if "adopted" in manifest["source"]:
-        return None
+        asked = (config.passages, config.ids_file, config.output_dir, config.encoder.encoder)
+        if config.overwrite or any(value is not None for value in asked):
+            return None
+        log.info("%s was adopted already (same files and sizes): nothing to do", path)
+        return DenseIndex.open(path)
     log.info("%s is an index of ragtrain already: nothing is adopted", path)
     return DenseIndex.open(path)
 
@@ -162,9 +180,7 @@ def _adopted(config: PrepareConfig, found: Found, output: Path, entry: dict[str,
     Raises:
         ConfigError: another index is there, and must not be overwritten.
     """
-    if not (output / MANIFEST_FILE).is_file():
-        return None
-    if config.overwrite:
+    if config.overwrite or not (output / MANIFEST_FILE).is_file():
         return None
     try:
         index = DenseIndex.open(output)
@@ -177,12 +193,37 @@ def _adopted(config: PrepareConfig, found: Found, output: Path, entry: dict[str,
     same_encoder = config.encoder.encoder is None or entry["fingerprint"] == index.manifest["encoder"].get(
         "fingerprint"
     )
-    if before.get("path") == str(found.path.resolve()) and same_encoder:
+    same_files = before.get("path") == str(found.path.resolve()) or _holds(index, found.path)
+    if same_files and same_encoder:
+        _refuse_others(config, index)
         log.info("%s was adopted already (same files, sizes and encoder): nothing to do", output)
         return index
     raise ConfigError(
         f"{output} holds another index", hint="give --overwrite to replace its manifest, or another --output-dir"
     )
+
+
+def _holds(index: DenseIndex, path: Path) -> bool:
+    """Return whether a file is one of an index's: its folder may have been moved since it was adopted."""
+    return any(index.file(name).resolve() == path.resolve() for name in index.manifest["files"])
+
+
+def _refuse_others(config: PrepareConfig, index: DenseIndex) -> None:
+    """Refuse passages or an order other than those an index was adopted with.
+
+    Raises:
+        ConfigError: such are asked for.
+    """
+    source = index.manifest["source"]
+    asked = {"passages": config.passages, "ids_file": config.ids_file}
+    known = {"passages": {source["path"], str(index.passages.path.resolve())}, "ids_file": {source.get("ids_file")}}
+    for name, path in asked.items():
+        if path is not None and str(path.resolve()) not in known[name]:
+            before = " or ".join(sorted(str(place) for place in known[name] if place)) or "none"
+            raise ConfigError(
+                f"{index.path} was adopted with another {name}: {before}, and {path} is asked for",
+                hint="give --overwrite to adopt it again, or another --output-dir",
+            )
 
 
 def _passages_path(config: PrepareConfig, found: Found) -> Path:

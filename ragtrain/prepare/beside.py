@@ -100,9 +100,9 @@ def add_index(index: DenseIndex, config: PrepareConfig) -> None:
         raise ConfigError("a flat index needs no faiss file", hint="--index-type faiss-flat writes one")
     settings = ann.settings_for(kind, config.ann, index.count, index.dim)
     manifest = index.manifest
-    if (manifest.get("vectors") or {}).get("file") == FAISS_FILE and _stands_in_the_way(index):
+    if _stands_in_the_way(index):
         raise ConfigError(
-            f"{index.path / FAISS_FILE} was adopted as it stands and holds the vectors: it is not replaced",
+            f"{index.path / FAISS_FILE} is the other tool's, and --index-type {kind} would replace it",
             hint="adopt it into a folder of its own with --output-dir",
         )
     there = manifest.get("ann") or _plain(manifest)
@@ -134,7 +134,14 @@ def add_index(index: DenseIndex, config: PrepareConfig) -> None:
 
 
 def _stands_in_the_way(index: DenseIndex) -> bool:
-    return index.file(FAISS_FILE).resolve() == (index.path / FAISS_FILE).resolve()
+    """Return whether ``index.faiss`` of the folder is another tool's: in an adopted folder only ``ann`` says it is ours."""
+    target = index.path / FAISS_FILE
+    if not target.exists():
+        return False
+    if "adopted" in (index.manifest.get("source") or {}):
+        return "ann" not in index.manifest
+    held = index.manifest.get("vectors") or {}
+    return bool(held) and index.file(held["file"]).resolve() == target.resolve()
 
 
 def _plain(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def read_ids(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("["):
             return [str(value) for value in json.loads(text)]
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         hint = "write one id a line, a JSON list, or a .npy array of numbers or strings"
         raise DataError(f"no list of ids: {error}", path=path, hint=hint) from error
     return [line.strip() for line in text.splitlines() if line.strip()]

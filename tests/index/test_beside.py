@@ -117,7 +117,7 @@ def test_an_adopted_file_in_the_folder_itself_is_not_written_over(make_index) ->
     index = make_index(VECTORS)
     adopted(index, index.path / "index.faiss")
     content = (index.path / "index.faiss").read_bytes()
-    with pytest.raises(ConfigError, match="was adopted as it stands") as caught:
+    with pytest.raises(ConfigError, match="would replace it") as caught:
         complete(asked("hnsw"), index.path)
     assert "--output-dir" in str(caught.value.hint)
     assert (index.path / "index.faiss").read_bytes() == content

@@ -87,7 +87,7 @@ def _npz(path: Path) -> ForeignVectors:
 def _raw(path: Path, passages: int | None, dim: int | None) -> ForeignVectors:
     """Read a file of nothing but numbers: its size, the passages and the encoder give the shape."""
     size = path.stat().st_size
-    if passages is None:
+    if not passages:
         raise DataError("a raw file of numbers has no shape of its own", path=path, hint="give its --passages")
     each, rest = divmod(size, passages)
     fits: list[tuple[_Precision, int]] = [
