@@ -133,7 +133,8 @@ class DenseIndex:
         path = self.file(FAISS_FILE)
         if FAISS_FILE not in self.manifest["files"] and path.exists():
             # Of an earlier index, or of another tool with numbers of its own: its answers are not positions here.
-            raise DataError("this file is no search index of these vectors", path=path, hint=hint)
+            own = f"search with --search-index flat, or adopt it with --index-type {kind} into another folder (--output-dir)"
+            raise DataError("this file is no search index of these vectors", path=path, hint=own)
         return FaissSearcher(path, self.vectors, device, metric=self.metric, max_norm=max_norm, hint=hint)
 
     def words(self) -> BM25Index:
