@@ -157,6 +157,8 @@ def summarise(given: argparse.Namespace) -> dict[str, Any]:
             cell[f"{name} by seed"] = [statistics.fmean(row[name] for row in run.values()) for run in runs]
             if side != "frozen":
                 cell[f"{name} - frozen"] = paired_bootstrap(averaged(found[objective, "frozen"], name), mine)
+            if side == "both":
+                cell[f"{name} - query side"] = paired_bootstrap(averaged(found[objective, "query side"], name), mine)
         cells.append(cell)
     return {"settings": {k: str(v) for k, v in vars(given).items()}, "questions": len(runs[0]), "cells": cells}
 
@@ -174,12 +176,12 @@ def show(document: dict[str, Any]) -> None:
     for cell in document["cells"]:
         row = [cell["objective"], cell["side"]]
         row += [report.format_interval(*cell[name]) for name in names]
-        row += [
-            "" if cell["side"] == "frozen" else report.format_interval(*cell[f"{name} - frozen"])
-            for name in ("em", "recall@1")
-        ]
+        for other in ("frozen", "query side"):
+            pairs = [cell.get(f"{name} - {other}") for name in ("em", "recall@1")]
+            row += ["" if pair is None else report.format_interval(*pair) for pair in pairs]
         rows.append(row)
-    heads = ("objective", "retriever", *names, "EM - frozen", "recall@1 - frozen")
+    differences = [f"{name} - {other}" for other in ("frozen", "query") for name in ("EM", "recall@1")]
+    heads = ("objective", "retriever", *names, *differences)
     report.table(f"{document['questions']} questions, percent [95 %]", heads, rows)
 
 
