@@ -55,7 +55,7 @@ SAME_FROZEN = {"pdist": "rag-sequence", "rag-sequence + InfoNCE": "rag-sequence"
 def main() -> None:
     """Run what is missing and print the table (stderr) and one JSON document (stdout)."""
     given = parse()
-    cells = [(o, s, seed) for seed in given.seeds for o in given.objectives for s in SIDES if not (
+    cells = [(o, s, seed) for seed in given.seeds for o in given.objectives for s in given.sides if not (
         s == "frozen" and o in SAME_FROZEN)]  # fmt: skip
     part, parts = map(int, (given.share or "0/1").split("/"))
     if not given.data.exists():
@@ -80,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--test-data", type=Path, default=None, help="without it test.jsonl or validation.jsonl")
     parser.add_argument("--output-dir", type=Path, default=Path("results/objectives"))
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--max-steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -142,7 +143,7 @@ def summarise(given: argparse.Namespace) -> dict[str, Any]:
     found = {
         (o, s): [scores(folder_of(given, o, s, seed), given.n_docs) for seed in given.seeds]
         for o in given.objectives
-        for s in SIDES
+        for s in given.sides
     }
     cells = []
     for (objective, side), runs in found.items():
