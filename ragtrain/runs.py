@@ -66,6 +66,16 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0") or 0) == 0
 
 
+def leave_processes() -> None:
+    """Leave the group of processes that a launcher started, if there is one.
+
+    Left to the interpreter's end, the group's threads are torn down in any order, which can abort the process.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration as JSON values: paths become strings, tuples lists."""
     result: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))

@@ -122,7 +122,15 @@ def _resolve(request: Request) -> Resolved[Command]:
 def _call(target: str, config: Command) -> Result:
     """Import the one module that the command needs and call its function."""
     module, _, function = target.partition(":")
-    return cast("Result", getattr(importlib.import_module(module), function)(config))
+    from ragtrain.runs import leave_processes
+
+    try:
+        result = cast("Result", getattr(importlib.import_module(module), function)(config))
+    except Interrupted:  # which all processes agree on
+        leave_processes()
+        raise
+    leave_processes()
+    return result
 
 
 def _print_config(resolved: Resolved[Command], *, as_json: bool) -> None:

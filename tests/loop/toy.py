@@ -22,7 +22,7 @@ from ragtrain import loop, report
 from ragtrain.config.training import LoopConfig, OptimConfig
 from ragtrain.errors import RagtrainError
 from ragtrain.losses import LossOutput
-from ragtrain.runs import RunFolder
+from ragtrain.runs import RunFolder, leave_processes
 
 
 class Line(nn.Module):
@@ -198,6 +198,7 @@ def script(text: str) -> int:
     except RagtrainError as err:
         report.error(err)
         return err.exit_code
+    leave_processes()
     return 0
 
 
