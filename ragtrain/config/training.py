@@ -52,9 +52,11 @@ class OptimConfig(Section):
     title: ClassVar[str] = "Optimizer"
 
     learning_rate: PositiveFloat | None = None
-    """Peak learning rate; without it 3e-5, or what the built-in demo models were tuned for."""
-    retriever_learning_rate: PositiveFloat | None = None
-    """Peak learning rate of the question encoder; without it ``learning_rate``, or what the demo's was tuned for."""
+    """Peak learning rate; without it the trainer's own (docs/guide.md), or what the built-in demo models were tuned
+    for."""
+    optimizer: Literal["adamw", "paged_adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """AdamW of torch, or of bitsandbytes with moments that move to the host when the device is full (paged), or in 8
+    bits."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW weight decay, on weight matrices only: not on biases and norms."""
     adam_beta1: Decay = 0.9
@@ -68,7 +70,9 @@ class OptimConfig(Section):
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
     """Shape of the learning rate after warm-up."""
     warmup_steps: NonNegativeInt | None = None
-    """Steps of linear warm-up; without it, 5 % of all steps."""
+    """Steps of linear warm-up; without it, ``warmup_ratio``."""
+    warmup_ratio: Fraction = 0.05
+    """Share of all steps that warms up, rounded up, where ``warmup_steps`` does not say."""
 
 
 class LoraConfig(Section):
@@ -84,6 +88,10 @@ class LoraConfig(Section):
     """Dropout before the adapters."""
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Names of the layers that get adapters."""
+    use_rslora: bool = False
+    """Divide the scale by the square root of the rank (rsLoRA, Kalajdzievski 2023)."""
+    use_dora: bool = False
+    """Train the length of each weight column beside its direction (DoRA, Liu et al. 2024)."""
 
 
 class RunConfig(Section):

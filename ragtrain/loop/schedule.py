@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from ragtrain.config.training import LoopConfig, OptimConfig
 
-WARMUP_FRACTION = 0.05
-"""Share of all steps that warms up where the configuration does not say."""
-
 
 @dataclasses.dataclass(frozen=True)
 class ParamGroup:
@@ -67,7 +64,7 @@ def total_steps(config: LoopConfig, micro_batches_per_epoch: int, world: int) ->
 
 def warmup_steps(optim: OptimConfig, total: int) -> int:
     """Return the steps of linear warm-up."""
-    return math.ceil(WARMUP_FRACTION * total) if optim.warmup_steps is None else optim.warmup_steps
+    return math.ceil(optim.warmup_ratio * total) if optim.warmup_steps is None else optim.warmup_steps
 
 
 def lr_factor(schedule: str, completed: int, warmup: int, total: int) -> float:

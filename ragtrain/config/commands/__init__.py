@@ -11,7 +11,18 @@ from ragtrain.config.commands.rag import (
     RagDataConfig,
     RagModelConfig,
     RagObjectiveConfig,
+    RagOptimConfig,
     RagRetrieverConfig,
+)
+from ragtrain.config.commands.sft import (
+    SftBatchConfig,
+    SftConfig,
+    SftContextConfig,
+    SftDataConfig,
+    SftEvaluationConfig,
+    SftExportConfig,
+    SftModelConfig,
+    SftPromptConfig,
 )
 
 __all__ = [
@@ -28,6 +39,15 @@ __all__ = [
     "RagDataConfig",
     "RagModelConfig",
     "RagObjectiveConfig",
+    "RagOptimConfig",
     "RagRetrieverConfig",
     "SearchConfig",
+    "SftBatchConfig",
+    "SftConfig",
+    "SftContextConfig",
+    "SftDataConfig",
+    "SftEvaluationConfig",
+    "SftExportConfig",
+    "SftModelConfig",
+    "SftPromptConfig",
 ]

@@ -57,6 +57,11 @@ class EvalConfig(Command):
     """Questions answered at a time."""
     device: str | None = None
     """Device to run on; without it a GPU if there is one."""
+    conditions: tuple[Literal["closed-book", "gold", "retrieved", "gold+distractors"], ...] = ()
+    """Runs of train sft: what the prompts hold: nothing, the gold passages, what the index finds, or the gold passages among
+    what it finds wrongly; without it, what the run was trained with."""
+    also_base: bool = False
+    """Runs of train sft: answer with the base model as well, from the same load, with the adapters switched off."""
     checkpoint: str = "final"
     """Which weights of a run: final, best, latest or a checkpoint's name."""
     output_dir: Path | None = None

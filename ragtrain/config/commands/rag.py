@@ -130,6 +130,13 @@ class RagObjectiveConfig(Section):
     """Which reference answer is the target: always the first, or one drawn anew each epoch."""
 
 
+class RagOptimConfig(OptimConfig):
+    """The optimizer and its schedule."""
+
+    retriever_learning_rate: PositiveFloat | None = None
+    """Peak learning rate of the question encoder; without it ``learning_rate``, or what the demo's was tuned for."""
+
+
 class RagConfig(Command):
     """Train question encoder and generator jointly, through exact marginalisation over retrieved passages."""
 
@@ -146,5 +153,5 @@ class RagConfig(Command):
     lora: LoraConfig = LoraConfig()
     objective: RagObjectiveConfig = RagObjectiveConfig()
     loop: LoopConfig = LoopConfig()
-    optim: OptimConfig = OptimConfig()
+    optim: RagOptimConfig = RagOptimConfig()
     run: RunConfig = RunConfig()
