@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import nn
@@ -12,9 +13,12 @@ from torch import nn
 from ragtrain.errors import ConfigError, RagtrainError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ragtrain.config.training import LoopConfig, OptimConfig
+
+
+logger = logging.getLogger("ragtrain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +115,20 @@ def check_groups(model: nn.Module, groups: Sequence[ParamGroup]) -> None:
             raise RagtrainError(f"{name} is trainable and in no parameter group")
 
 
-def make_optimizer(groups: Sequence[ParamGroup], optim: OptimConfig, *, scaled: bool = False) -> torch.optim.AdamW:
+#: Ours by bitsandbytes' names.
+BITSANDBYTES = {"paged_adamw": "PagedAdamW32bit", "adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
+
+
+def make_optimizer(groups: Sequence[ParamGroup], optim: OptimConfig, *, scaled: bool = False) -> torch.optim.Optimizer:
     """Return AdamW with weight decay on matrices only; each of its groups knows its name and its peak rate.
 
     Args:
         groups: what is trained.
-        optim: betas, epsilon, weight decay.
+        optim: which AdamW, betas, epsilon, weight decay.
         scaled: whether fp16's gradient scaler decides about each step.
 
     Raises:
+        ConfigError: bitsandbytes is asked for, and not installed.
         RagtrainError: No parameter is trainable.
     """
     torch_groups = []
@@ -142,6 +151,25 @@ def make_optimizer(groups: Sequence[ParamGroup], optim: OptimConfig, *, scaled: 
     if not torch_groups:
         raise RagtrainError("no parameter is trainable")
     betas = (optim.adam_beta1, optim.adam_beta2)
+    if optim.optimizer != "adamw":
+        return _bitsandbytes(optim.optimizer)(torch_groups, betas=betas, eps=optim.adam_epsilon)
     # One pass over a weight and its moments instead of a dozen: a third of the time of a small step on a CPU. A fused step
     # looks for overflows itself, on the device, and would not tell the loop that it did nothing.
     return torch.optim.AdamW(torch_groups, betas=betas, eps=optim.adam_epsilon, fused=not scaled)
+
+
+def _bitsandbytes(name: str) -> Callable[..., torch.optim.Optimizer]:
+    try:
+        from bitsandbytes import optim as optimizers
+    except ImportError as error:
+        raise ConfigError(
+            f"optim.optimizer {name} is bitsandbytes', which is not installed",
+            hint="pip install 'ragtrain[quant]', or take --optimizer adamw",
+        ) from error
+    theirs = BITSANDBYTES[name]
+    if theirs.startswith("Paged") and not torch.accelerator.is_available():
+        logger.info(
+            "%s: moments are paged between a GPU and its host, and there is no GPU: they stay where they are", name
+        )
+        theirs = theirs.removeprefix("Paged")
+    return cast("Callable[..., torch.optim.Optimizer]", getattr(optimizers, theirs))

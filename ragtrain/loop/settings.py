@@ -16,7 +16,7 @@ from ragtrain.errors import ConfigError
 from ragtrain.loop.schedule import resolve_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ragtrain.config.training import LoopConfig, OptimConfig
     from ragtrain.runs import RunFolder
@@ -34,6 +34,9 @@ class Training:
         memory_flags: Flags of this trainer that save memory, named when the device is full.
         indivisible: Why the examples of a micro-batch cannot be computed apart ("in-batch negatives: …"), empty where
             they can. It keeps a micro-batch from being halved when the device is full.
+        relief: What to do once when a device is full, before micro-batches are halved: it frees memory without changing
+            the step (activations recomputed, say) and returns what it did, or nothing where there is nothing left to do.
+            Called on every process alike.
     """
 
     config: LoopConfig
@@ -42,6 +45,7 @@ class Training:
     trackers: Sequence[str] = ()
     memory_flags: Sequence[str] = ("--gradient-checkpointing",)
     indivisible: str = ""
+    relief: Callable[[], str] | None = None
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:

@@ -139,7 +139,8 @@ class _Loop:
         prepared.train()
         clip, run = self.training.optim.max_grad_norm, self.training.run
         divide = self.config.on_out_of_memory == "halve" and not self.training.indivisible
-        self.engine = Engine(self.accelerator, prepared, prepared_optimizer, loss, groups, clip, run, divide)
+        retries = divide or self.training.relief is not None
+        self.engine = Engine(self.accelerator, prepared, prepared_optimizer, loss, groups, clip, run, divide, retries)
         set_seed(self.config.seed, device_specific=True)
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -242,7 +243,7 @@ class _Loop:
     def _updated(self, feed: Feed, each: Portion, rates: Mapping[str, float], frozen: Collection[str]) -> Update:
         """Do the step of a portion; while a device is full, again in micro-batches of half the size."""
         device = self.accelerator.device
-        before = checkpoints.random_state(device) if self.engine.divide else None
+        before = checkpoints.random_state(device) if self.engine.retries else None
         while True:
             if each.halvings != self.state.halvings:  # it was collated before the last halving
                 each = self._recut(feed, each)
@@ -250,9 +251,20 @@ class _Loop:
             update = do_update(self.engine, each, rates, frozen, self.signals.received)
             if isinstance(update, Update):
                 return update
-            self._halve(each, update)
+            if not self._relieved():
+                self._halve(each, update)
             if before is not None:
                 checkpoints.set_random_state(before, device)
+
+    def _relieved(self) -> bool:
+        """Free memory in the way that the recipe knows, where it knows one; the same step is then tried again."""
+        done = self.training.relief() if self.training.relief is not None else ""
+        if done and is_main_process():
+            logger.warning(
+                "step %d: %s has no memory left; %s; the step is the same",
+                self.state.step + 1, self.accelerator.device, done,
+            )  # fmt: skip
+        return bool(done)
 
     def _recut(self, feed: Feed, each: Portion) -> Portion:
         """Return the same examples in smaller micro-batches."""
@@ -266,8 +278,8 @@ class _Loop:
 
     def _halve(self, each: Portion, full: Full) -> None:
         """Take micro-batches of half the size from here on, or raise where there are none."""
-        if full.at_one or each.size == 1:
-            raise error_of(self.training, self.accelerator, full.message, 1)
+        if full.at_one or each.size == 1 or not self.engine.divide:
+            raise error_of(self.training, self.accelerator, full.message, each.size if not full.at_one else 1)
         number = self.config.gradient_accumulation_steps * 2**self.state.halvings
         if is_main_process():
             logger.warning(

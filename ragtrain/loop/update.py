@@ -34,7 +34,8 @@ LossFunction = Callable[[nn.Module, Any], LossOutput]
 class Engine:
     """What an optimizer step needs besides its data. ``model`` and ``optimizer`` are the prepared ones.
 
-    ``divide``: where a device is full, the step may be done again in smaller micro-batches.
+    ``divide``: where a device is full, the step may be done again in smaller micro-batches; ``retries``: in these, or in
+    another way that takes less memory.
     """
 
     accelerator: Accelerator
@@ -45,6 +46,7 @@ class Engine:
     max_grad_norm: float
     run: RunFolder
     divide: bool = False
+    retries: bool = False
 
     @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -162,7 +164,7 @@ def _accumulate(engine: Engine, portion: Portion, weight: float) -> _Sums | Full
     """Add the gradients of a rank's micro-batches; where the device is full and that has a remedy, stop and say so."""
     result = _Sums([], {})
     for batch in portion.batches:
-        output = attempt(_micro_batch, engine, batch, weight) if engine.divide else _micro_batch(engine, batch, weight)
+        output = attempt(_micro_batch, engine, batch, weight) if engine.retries else _micro_batch(engine, batch, weight)
         if isinstance(output, str):
             return Full(len(batch.ids), output)
         result.losses.append(output.total)

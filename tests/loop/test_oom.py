@@ -252,3 +252,46 @@ def test_processes_with_different_data_are_refused(tmp_path, start):
     ended = start(2, out=tmp_path / "run", more_by_rank=4, config=config)
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.count("the processes of this run have different training examples") == 2
+
+
+@pytest.mark.parametrize("divide", ["halve", "stop"])
+def test_a_relief_comes_before_halving(toy, tmp_path, caplog, divide):
+    """What frees memory without smaller micro-batches is tried first, once; the step is then the undisturbed one."""
+    relieved = []
+
+    def relief():
+        relieved.append(1)
+        return "" if len(relieved) > 1 else "activations are recomputed"
+
+    def loss(model, batch):
+        return toy.loss(model, batch) if relieved else toy.full_above(1, "forward")(model, batch)
+
+    calm, calm_model = train(toy, tmp_path / "calm", toy.loss)
+    list(calm)
+    model = toy.Net(0.0)
+    settings = toy.settings(tmp_path / "full", batch_size=4, on_out_of_memory=divide)
+    training = loop.Training(settings.config, settings.optim, settings.run, relief=relief)
+    with caplog.at_level(logging.WARNING, "ragtrain"):
+        done = list(loop.steps(model, loss, toy.Source(), groups=toy.groups(model), training=training))
+    assert [step.micro_batch_size for step in done] == [4] * len(done)
+    assert len(relieved) == 1
+    assert "activations are recomputed" in caplog.text
+    for p, q in zip(calm_model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("divide", ["halve", "stop"])
+def test_a_relief_that_is_used_up(toy, tmp_path, divide):
+    """Where it is not enough, micro-batches are halved, or the run stops with the error that names what to change."""
+    left = ["activations are recomputed"]
+    model = toy.Net(0.0)
+    settings = toy.settings(tmp_path, batch_size=4, on_out_of_memory=divide)
+    relief = lambda: left.pop() if left else ""  # noqa: E731
+    training = loop.Training(settings.config, settings.optim, settings.run, relief=relief)
+    steps = loop.steps(model, toy.full_above(2, "forward"), toy.Source(), groups=toy.groups(model), training=training)
+    if divide == "stop":
+        with pytest.raises(OutOfMemoryError, match="4 examples"):
+            list(steps)
+    else:
+        assert {step.micro_batch_size for step in steps} == {2}
+    assert not left

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -77,3 +78,33 @@ def test_auto_on_a_gpu(monkeypatch, has_bf16, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
     assert schedule.resolve_precision("auto") == expected
+
+
+@pytest.mark.parametrize("name", ["paged_adamw", "adamw_8bit", "paged_adamw_8bit"])
+def test_optimizers_of_bitsandbytes(name):
+    """They take our groups, decay matrices only, and move weights as AdamW does, within eight bits."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is an extra")
+
+    def trained(optim):
+        torch.manual_seed(0)
+        net = torch.nn.Linear(64, 96)
+        group = schedule.ParamGroup("net", list(net.parameters()), 1e-2)
+        optimizer = schedule.make_optimizer([group], optim)
+        assert [(g["name"], g["weight_decay"]) for g in optimizer.param_groups] == [("net", 0.01), ("net", 0.0)]
+        torch.manual_seed(1)
+        for _ in range(3):
+            for p in net.parameters():
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        return net.weight.detach()
+
+    ours, theirs = trained(OptimConfig()), trained(OptimConfig(optimizer=name))
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6 if name == "paged_adamw" else 1e-2)
+
+
+def test_without_bitsandbytes_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    group = schedule.ParamGroup("net", list(torch.nn.Linear(2, 2).parameters()), 1e-2)
+    with pytest.raises(ConfigError) as error:
+        schedule.make_optimizer([group], OptimConfig(optimizer="adamw_8bit"))
+    assert "ragtrain[quant]" in error.value.hint
