@@ -16,9 +16,11 @@ diagnose.py  what would fit where they do not
 export.py    an index in the form that transformers loads
 info.py      what an index is
 search.py    a question to an index, on the console
+demo.py      the built-in demo set and its index
 """
 
 from ragtrain.prepare.build import run
+from ragtrain.prepare.demo import demo_set
 from ragtrain.prepare.encoders import context_encoder, encode, encode_again, question_encoder, resolve_device
 from ragtrain.prepare.info import InfoResult, info
 from ragtrain.prepare.model import rag_model
@@ -30,6 +32,7 @@ __all__ = [
     "PrepareResult",
     "SearchResult",
     "context_encoder",
+    "demo_set",
     "encode",
     "encode_again",
     "info",

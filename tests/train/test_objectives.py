@@ -179,6 +179,26 @@ def test_what_would_be_ignored_is_refused(changes: dict[str, object], named: str
         rag.check(config_of(corner, tmp_path / "run", **changes))
 
 
+def test_settings_without_effect_are_told(corner: Path, tmp_path: Path) -> None:
+    changes = {"hard_negatives": 2, "target_temperature": 2.0, "refresh_steps": 7, "train_question_encoder": False}
+    config = config_of(corner, tmp_path / "run", retriever_learning_rate=1e-4, **changes)
+    assert rag.idle(config) == ["hard_negatives", "target_temperature", "refresh_steps", "retriever_learning_rate"]
+    used = {"infonce_weight": 0.1, "objective": "pdist", "train_context_encoder": True, "train_question_encoder": True}
+    assert not rag.idle(config_of(corner, tmp_path / "run", retriever_learning_rate=1e-4, **{**changes, **used}))
+
+
+@pytest.mark.parametrize("reader", ["rag", "fid"])
+@pytest.mark.parametrize("objective", ["pdist", "emdr"])
+def test_a_frozen_retriever_is_not_taught(objective: str, reader: str, corner: Path, tmp_path: Path) -> None:
+    """The loss is the generator's alone, and passages have no likelihoods of their own where only FiD reads them."""
+    frozen = {"train_question_encoder": False, "reader": reader}
+    plain = gradients(corner, tmp_path, objective="rag-sequence", **frozen)
+    taught = gradients(corner, tmp_path, objective=objective, **frozen)
+    assert plain.keys() == taught.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(taught[name], gradient, rtol=1e-5, atol=1e-7)
+
+
 def test_a_causal_generator_has_no_unshifted_targets(causal: Path, corner: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="target_style=hf"):
         rag.run(config_of(corner, tmp_path / "run", generator=str(causal), target_style="hf"))

@@ -155,3 +155,8 @@ class RagConfig(Command):
     loop: LoopConfig = LoopConfig()
     optim: RagOptimConfig = RagOptimConfig()
     run: RunConfig = RunConfig()
+
+    @property
+    def trains_retriever(self) -> bool:
+        """Whether the encoder of questions or that of passages is trained."""
+        return self.model.train_question_encoder or self.retriever.train_context_encoder

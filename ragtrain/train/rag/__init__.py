@@ -43,7 +43,7 @@ from ragtrain.models.export import save_rag
 from ragtrain.retrieve import Retriever
 from ragtrain.runs import RunFolder
 from ragtrain.train.alarms import Watch
-from ragtrain.train.rag.build import build, check, groups_of, read
+from ragtrain.train.rag.build import build, check, groups_of, idle, read
 from ragtrain.train.rag.objective import loss_of
 from ragtrain.train.rag.plan import describe
 from ragtrain.train.rag.refresh import IndexRefresh
@@ -81,6 +81,8 @@ def run(config: RagConfig) -> RagResult:
     """
     # 1. What to train on, and whether the output folder is free: before anything is built or written.
     check(config)
+    if unused := idle(config):
+        log.info("without effect in this run: %s", ", ".join(unused))
     settings = config.model_dump(mode="json")
     place: dict[str, Any] = {"overwrite": config.run.overwrite, "resume": config.loop.resume}
     RunFolder.check(config.run.output_dir, "rag", settings, **place)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragtrain import loop, prepare
-from ragtrain.config.commands import FetchConfig, PrepareConfig
-from ragtrain.data import fetch
 from ragtrain.data.batches import BatchSettings, QuestionSource
 from ragtrain.data.training import TrainingQuestions, read_training
 from ragtrain.errors import ConfigError
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
     from ragtrain.config.commands import RagConfig
     from ragtrain.models.rag import RagModel
     from ragtrain.records import Question
-
-log = logging.getLogger("ragtrain")
 
 #: Learning rate of pre-trained models of ordinary size, and what the small demo models were tuned for.
 LEARNING_RATE = 3e-5
@@ -49,11 +44,7 @@ def read(config: RagConfig, demo_folder: Path) -> TrainingQuestions:
     """
     path, index_path = config.data.train_data, config.data.index_path
     if path is None:
-        log.info("no --train-data: training on the built-in demo set")
-        path = demo_folder
-        fetch.run(FetchConfig(dataset="demo", output_dir=path))
-        if index_path is None and not (path / "index").exists():
-            prepare.run(PrepareConfig(passages=path / "passages.jsonl", output_dir=path / "index"))
+        path = prepare.demo_set(demo_folder, with_index=index_path is None)
     data = read_training(config.data, path, config.loop.seed)
     data.sources["index"] = {"path": str(index_path or data.folder / "index")}
     return data
@@ -66,7 +57,7 @@ def check(config: RagConfig) -> None:
         ConfigError: naming each pair of settings.
     """
     objective, model, retriever, lora = config.objective, config.model, config.retriever, config.lora
-    trains_retriever = model.train_question_encoder or retriever.train_context_encoder
+    trains_retriever = config.trains_retriever
     bad = [
         (
             model.reader == "fid" and objective.objective in ("rag-sequence", "rag-token") and trains_retriever,
@@ -124,6 +115,25 @@ def check(config: RagConfig) -> None:
     ]
     if problems := [message for wrong, message in bad if wrong]:
         raise ConfigError("; ".join(problems), hint="change one of the settings named")
+
+
+def idle(config: RagConfig) -> list[str]:
+    """Return the settings that were changed and have no effect beside the others.
+
+    They are told and not refused: one YAML file may serve several runs that differ in a flag.
+    """
+    objective, retriever = config.objective, config.retriever
+    untouched, resting = type(objective)(), type(retriever)()
+    asked: list[tuple[bool, object, object, str]] = [
+        (objective.infonce_weight > 0, objective.hard_negatives, untouched.hard_negatives, "hard_negatives"),
+        (objective.infonce_weight > 0, objective.infonce_temperature, None, "infonce_temperature"),
+        (objective.objective == "pdist", objective.target_temperature, untouched.target_temperature,
+         "target_temperature"),
+        (retriever.train_context_encoder, retriever.refresh_steps, resting.refresh_steps, "refresh_steps"),
+        (retriever.train_context_encoder, retriever.over_retrieve, resting.over_retrieve, "over_retrieve"),
+        (config.trains_retriever, config.optim.retriever_learning_rate, None, "retriever_learning_rate"),
+    ]  # fmt: skip
+    return [name for in_use, value, usual, name in asked if not in_use and value != usual]
 
 
 def build(config: RagConfig, data: TrainingQuestions) -> RagParts:

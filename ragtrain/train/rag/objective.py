@@ -14,7 +14,8 @@ pdist          rag-sequence with p(z|q) fixed, or FiD       KL( softmax_z(log p(
 emdr           rag-sequence with p(z|q) fixed, or FiD       -log sum_z p(z|q) p(y|q,z) with p(y|q,z) fixed
 =============  ===========================================  ====================================================
 
-With ``reader`` rag, emdr has the gradient of rag-sequence; the two differ with FiD.
+With ``reader`` rag, emdr has the gradient of rag-sequence; the two differ with FiD. A retriever that stays as it is has
+no term: what would teach it is not computed.
 """
 
 from __future__ import annotations
@@ -72,13 +73,13 @@ def loss_of(
     asked = config.objective
     passage_encoder = bare.passage_encoder if config.retriever.train_context_encoder else None
     temperature = asked.infonce_temperature or bare.settings.score_temperature
-    trains_retriever = config.model.train_question_encoder or passage_encoder is not None
+    trains_retriever = config.trains_retriever
 
     def loss(model: nn.Module, batch: RagBatch) -> losses.LossOutput:
         lookup = TrainingLookup(config, retriever, batch, passage_encoder)
         output: RagOutput = model(
             batch.question_ids, batch.question_mask, batch.targets, lookup,
-            with_smooth=asked.label_smoothing > 0, with_documents=trains_retriever or asked.objective == "pdist",
+            with_smooth=asked.label_smoothing > 0, with_documents=trains_retriever,
         )  # fmt: skip
         terms = objective(config, output, temperature)
         if watch is not None and torch.is_grad_enabled():
@@ -132,7 +133,7 @@ def _marginal(config: RagConfig, output: RagOutput) -> Objective:
         smoothing=smoothing, prior_counts=output.prior_counts,
     )  # fmt: skip
     terms = Objective(marginal.loss, marginal.nll, marginal.prior, marginal.posterior, {})
-    if taught:
+    if taught or not config.trains_retriever:
         return terms
     name, teaching = _teaching(config, output)
     # A frozen generator's own loss has nothing to say.
@@ -147,7 +148,7 @@ def _fused(config: RagConfig, output: RagOutput) -> Objective:
     nll = -output.fused_loglik.sum(-1)
     with torch.no_grad():
         own = losses.rag_sequence(output.loglik, output.scores, output.retrieved.mask)
-    if output.token_loglik.shape[-1] == 0:
+    if output.token_loglik.shape[-1] == 0 or not config.trains_retriever:
         return Objective(nll, nll, own.prior, own.prior, {})
     name, teaching = _teaching(config, output)
     loss = teaching + nll if config.model.train_generator else teaching
