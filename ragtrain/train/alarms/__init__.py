@@ -1,4 +1,4 @@
-"""Alarms: known ways in which joint training goes wrong, each said once, with figures and a remedy.
+"""Alarms: known ways in which training goes wrong, each said once, with figures and a remedy.
 
 The recipe shows a ``Watch`` each micro-batch (``saw``) and each optimizer step (``after``). Nothing is read from the device
 before a window is over: at least ``logging_steps`` steps and ``WINDOW_QUESTIONS`` questions of a process.
@@ -30,10 +30,12 @@ together, and the first one writes it down.
 
 known.py   the alarms, their thresholds and remedies
 window.py  what a process saw, kept on its device until it is read
-watch.py   looks, compares, tells
+loss.py    looks at losses, whatever is trained, and tells
+watch.py   looks at retrieval and data as well
 """
 
 from ragtrain.train.alarms.known import REMEDIES, Alarm
+from ragtrain.train.alarms.loss import LossWatch
 from ragtrain.train.alarms.watch import Watch
 
-__all__ = ["REMEDIES", "Alarm", "Watch"]
+__all__ = ["REMEDIES", "Alarm", "LossWatch", "Watch"]

@@ -65,8 +65,7 @@ REMEDIES = {
     "passage: raise --score-temperature; or say --no-train-question-encoder",
     "exploding-loss": "start again with a smaller --learning-rate, more --warmup-steps or a smaller --max-grad-norm; or "
     "go on from an earlier checkpoint with --resume PATH",
-    "rising-loss": "start again with a smaller --learning-rate and --retriever-learning-rate, or go on from an earlier "
-    "checkpoint with --resume PATH",
+    "rising-loss": "start again with smaller learning rates, or go on from an earlier checkpoint with --resume PATH",
     "untaught-retriever": "the generator ignores the passages, or the prior is one passage: train it longer before the "
     "retriever (--freeze-retriever-steps), add --infonce-weight 0.1, or change --score-temperature",
     "contradicted-retriever": "raise --score-temperature so that the prior is less sure of itself, or raise "
