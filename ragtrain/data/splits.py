@@ -111,7 +111,7 @@ def keep_apart(train: Sequence[Question], evaluation: Sequence[Question], split:
     for one training question. For one paragraph a question (SQuAD) that is the shared context; where two documents
     are put together (HotpotQA), meeting one of them elsewhere in training is common and is counted, not dropped.
     """
-    asked = {_words(question.question) for question in train}
+    asked = {question_words(question.question) for question in train}
     groups = {group_of(question) for question in train}
     gold_sets: dict[str, list[frozenset[str]]] = defaultdict(list)
     for gold in {_gold(question) for question in train}:
@@ -122,7 +122,7 @@ def keep_apart(train: Sequence[Question], evaluation: Sequence[Question], split:
     counts: Counter[str] = Counter()
     for question in evaluation:
         gold = _gold(question)
-        same_question = _words(question.question) in asked
+        same_question = question_words(question.question) in asked
         same_context = bool(gold) and any(gold <= other for other in gold_sets.get(min(gold), ()))
         counts["question"] += same_question
         counts["context"] += same_context
@@ -145,7 +145,7 @@ def keep_apart(train: Sequence[Question], evaluation: Sequence[Question], split:
     return kept, overlap
 
 
-def _words(question: str) -> str:
+def question_words(question: str) -> str:
     """Return a question's words: what a tokenised and an untokenised copy have in common."""
     return " ".join(re.findall(r"\w+", normalize_text(question)))
 

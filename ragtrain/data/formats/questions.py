@@ -16,7 +16,7 @@ from ragtrain.data.formats.custom import custom
 from ragtrain.data.formats.fields import kind_of, listed_answers, text_of
 from ragtrain.data.formats.files import BadRecordError, byte_lines, decode, digest, plain_suffix, question_files
 from ragtrain.data.formats.rows import Container, Row, read_object, read_rows, sniff
-from ragtrain.data.formats.shapes import COLUMNS, Shape, find, known_formats, make
+from ragtrain.data.formats.shapes import COLUMNS, SHAPES, Shape, find, known_formats, make
 from ragtrain.errors import ConfigError, DataError
 from ragtrain.records import Question, content_id
 
@@ -56,6 +56,7 @@ def read_questions(
     question_key: str | None = None,
     answer_key: str | None = None,
     skip_bad_lines: bool = False,
+    shapes: Sequence[Shape] = SHAPES,
 ) -> QuestionFile:
     """Read questions and answers in any known form, which is recognised from extension and first record.
 
@@ -68,13 +69,17 @@ def read_questions(
         question_key: field that holds the question, where it is not recognised; ``a.b`` reaches into objects.
         answer_key: field that holds the answers, likewise.
         skip_bad_lines: leave out and count records that cannot be read instead of raising.
+        shapes: the forms that records may have, most telling first; a single one is that of all records.
 
     Raises:
+        ConfigError: fields are named, and the file is a table without a head.
         DataError: no known form; a record that does not fit it, with file, line and field; no question at all.
     """
     path = Path(path)
     files = question_files(path, split)
-    reading = _Reading(custom(question_key, answer_key) if question_key or answer_key else None, skip_bad_lines)
+    if question_key or answer_key:
+        shapes = (custom(question_key, answer_key),)
+    reading = _Reading(shapes, skip_bad_lines)
     for file in files:
         reading.add(file)
     pair = _target_of(files[0]) if plain_suffix(files[0]) in (".source", ".target") else None
@@ -101,7 +106,7 @@ def questions_from_rows(
     Raises:
         DataError: as in `read_questions`; ``origin`` stands in place of the path.
     """
-    reading = _Reading(None, skip_bad_lines)
+    reading = _Reading(SHAPES, skip_bad_lines)
     reading.take(Path(origin), (Row(dict(row), i, place=f"[{i}]") for i, row in enumerate(rows)))
     unanswered = sum(not question.answers for question in reading.questions)
     return QuestionFile(
@@ -116,10 +121,11 @@ def _inside(path: Path) -> list[Path]:
 class _Reading:
     """What has been read so far, over the files of one path."""
 
-    def __init__(self, shape: Shape | None, skip: bool) -> None:
-        self.shape, self.skip = shape, skip
+    def __init__(self, shapes: Sequence[Shape], skip: bool) -> None:
+        self.shapes, self.skip = shapes, skip
+        self.shape = shapes[0] if len(shapes) == 1 else None
         self.questions: list[Question] = []
-        self.format = shape.name if shape else ""
+        self.format = self.shape.name if self.shape else ""
         self.skipped = 0
         self.problems: list[str] = []
         self._own_ids: dict[str, str] = {}
@@ -131,23 +137,19 @@ class _Reading:
             self.format = "source-target"
             self.take(path, _source_target(*_target_of(path)), _SOURCE_TARGET)
             return
-        container = sniff(path, {*COLUMNS, *self._named_columns()})
+        named = dict.fromkeys(name for shape in self.shapes for name in shape.columns)
+        container = sniff(path, {*COLUMNS, *(name.lower() for name in named)})
         if container.kind == "json-object":
             self.take(path, _object_rows(path))
         elif container.kind == "table" and container.columns is None:
-            if self.shape is not None:
+            if named:
                 raise ConfigError(
-                    f"{path}: --question-key and --answer-key name columns, and this table has no head with them"
+                    f"{path}: the fields {', '.join(named)} were named, and this table has no head with them"
                 )
             self.format = _check_width(container)
             self.take(path, read_rows(container), _DPR_QAS)
         else:
             self.take(path, read_rows(container))
-
-    def _named_columns(self) -> list[str]:
-        if self.shape is None:
-            return []
-        return [name.strip().lower() for name in self.shape.fields.split(",")]
 
     def take(self, path: Path, rows: Iterable[Row], shape: Shape | None = None) -> None:
         """Turn rows into questions in the form of the first of them."""
@@ -157,7 +159,7 @@ class _Reading:
                 if row.problem is not None:
                     raise row.problem
                 if shape is None:
-                    shape = _recognise(path, row)
+                    shape = _recognise(path, row, self.shapes)
                     self.format = shape.name
                 if not isinstance(row.value, list if shape in (_DPR_QAS, _SOURCE_TARGET) else Mapping):
                     raise BadRecordError(f"expected a JSON object, found {kind_of(row.value)}")
@@ -189,10 +191,10 @@ class _Reading:
             self.problems.append(error.message)
 
 
-def _recognise(path: Path, row: Row) -> Shape:
+def _recognise(path: Path, row: Row, shapes: Sequence[Shape]) -> Shape:
     if not isinstance(row.value, Mapping):
         raise BadRecordError(f"expected a JSON object, found {kind_of(row.value)}")
-    shape = find(row.value)
+    shape = find(row.value, shapes)
     if shape is None:
         seen = ", ".join(map(str, row.value)) or "none"
         raise DataError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ragtrain.data.formats.fields import (
@@ -48,12 +48,16 @@ _WEBQ_VALUE = re.compile(r'\(description (?:"((?:[^"\\]|\\.)*)"|([^()]+))\)')
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shape:
-    """A form of record: its name, the fields that give it away, and how it becomes a Question (without an id)."""
+    """A form of record: its name, the fields that give it away, and how it becomes a Question (without an id).
+
+    ``columns`` are names that a person gave: a table with one of them in its first line has a head.
+    """
 
     name: str
     fields: str
     fits: Callable[[Any], bool]
     read: Callable[[Any], Question]
+    columns: tuple[str, ...] = ()
 
 
 def make(
@@ -378,8 +382,8 @@ def known_formats() -> str:
     return "\n".join(f"  {name}: {fields}" for name, fields in (*((s.name, s.fields) for s in SHAPES), *FILE_FORMS))
 
 
-def find(record: object) -> Shape | None:
+def find(record: object, shapes: Sequence[Shape] = SHAPES) -> Shape | None:
     """Return the form of a record, or None."""
     if not isinstance(record, Mapping):
         return None
-    return next((shape for shape in SHAPES if shape.fits(record)), None)
+    return next((shape for shape in shapes if shape.fits(record)), None)
