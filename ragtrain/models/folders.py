@@ -216,14 +216,22 @@ def _prompt(config: dict[str, Any], names: tuple[str, ...]) -> str:
     return ""
 
 
-def load_weights(auto: Any, folder: Path, name: str, *, optional: str = "") -> Any:  # noqa: ANN401 - any class of theirs
-    """Return a transformers model, float32, from files that hold tensors only.
+def load_weights(
+    auto: Any,  # noqa: ANN401 - any class of theirs
+    folder: Path,
+    name: str,
+    *,
+    optional: str = "",
+    **settings: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """Return a transformers model, float32 unless told otherwise, from files that hold tensors only.
 
     Args:
         auto: the class to load with.
         folder: the folder.
         name: what the caller called it, for messages.
         optional: weights with this in their name may be missing.
+        settings: what else is passed to ``from_pretrained``, as ``dtype``.
 
     Raises:
         DataError: the weights cannot be read, or some are missing.
@@ -231,7 +239,7 @@ def load_weights(auto: Any, folder: Path, name: str, *, optional: str = "") -> A
     try:
         with hushed():
             model, info = auto.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+                folder, output_loading_info=True, trust_remote_code=False, **{"dtype": torch.float32, **settings}
             )
     except Exception as error:  # pickle, OSError, ValueError, RuntimeError: all say the folder is not usable
         raise DataError(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -15,15 +17,34 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertModel,
+    BloomConfig,
+    BloomForCausalLM,
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
     DPRConfig,
     DPRContextEncoder,
     DPRQuestionEncoder,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
 
+from ragtrain.data.sft.records import Encoded
 from ragtrain.models.encoder import TextEncoder
 from ragtrain.models.folders import EncoderSpec
 from ragtrain.models.rag import RagModel, RagSettings, Retrieved
@@ -187,4 +208,73 @@ def tiny(bert_tokenizer, bart_tokenizer, t5_tokenizer) -> SimpleNamespace:
         rag=rag, encoder=encoder, example=make_example, bart=make_bart, t5=make_t5, generator=make_generator,
         dpr=make_dpr, bert=make_bert, words=WORDS, vocab=VOCAB, width=WIDTH, bert_tokenizer=bert_tokenizer,
         bart_tokenizer=bart_tokenizer,
+    )  # fmt: skip
+
+
+CAUSAL = {
+    "gpt2": (GPT2LMHeadModel, GPT2Config), "llama": (LlamaForCausalLM, LlamaConfig),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config), "cohere": (CohereForCausalLM, CohereConfig),
+    "cohere2": (Cohere2ForCausalLM, Cohere2Config), "qwen2": (Qwen2ForCausalLM, Qwen2Config),
+    "phi3": (Phi3ForCausalLM, Phi3Config), "mistral": (MistralForCausalLM, MistralConfig),
+    "bloom": (BloomForCausalLM, BloomConfig),
+}  # fmt: skip
+
+
+def make_causal(kind: str, attention: str | None = None, width: int = 32, **changes: object) -> PreTrainedModel:
+    """A random causal language model whose logits are far enough apart for a fault to show."""
+    if kind == "gpt2":
+        settings = {"n_embd": width, "n_layer": 2, "n_head": 4, "n_positions": 128, "attn_pdrop": 0.0,
+                    "embd_pdrop": 0.0, "resid_pdrop": 0.0}  # fmt: skip
+    elif kind == "bloom":
+        settings = {"hidden_size": width, "n_layer": 2, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+    else:
+        settings = {
+            "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "max_position_embeddings": 128,
+        }  # fmt: skip
+    if kind == "gemma2":
+        settings |= {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0, "sliding_window": 64}
+    given = {"vocab_size": VOCAB, "initializer_range": 0.2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
+             "attn_implementation": attention, **settings, **changes}  # fmt: skip
+    network, config = CAUSAL[kind]
+    return network(config(**given)).eval()
+
+
+def causal_tokenizer(pad: bool = False) -> PreTrainedTokenizerFast:
+    """Words, an end token, and a padding token only where it is asked for."""
+    vocab = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **({"pad_token": "<pad>"} if pad else {})}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def make_encoded(*lengths: tuple[int, int], common: int = 0, seed: int = 0) -> list[Encoded]:
+    """Samples of random words: (tokens, trained tokens at their end) each, after ``common`` equal ones."""
+    draw = np.random.default_rng(seed)
+    start = draw.integers(8, VOCAB, common)
+    rows = []
+    for n, trained in lengths:
+        ids = np.concatenate([start, draw.integers(8, VOCAB, n - common)]).astype(np.int32)
+        labels = np.where(np.arange(n) >= n - trained, ids, -100).astype(np.int32)
+        rows.append(Encoded(ids, labels))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Tiny causal language models: made, or saved in a folder with a tokenizer."""
+    folders: dict[str, Path] = {}
+
+    def folder(kind: str = "llama") -> Path:
+        if kind not in folders:
+            torch.manual_seed(1)
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            make_causal(kind).save_pretrained(folders[kind])
+            causal_tokenizer().save_pretrained(folders[kind])
+        return folders[kind]
+
+    return SimpleNamespace(
+        model=make_causal, tokenizer=causal_tokenizer, encoded=make_encoded, folder=folder, kinds=tuple(CAUSAL),
+        vocab=VOCAB,
     )  # fmt: skip
