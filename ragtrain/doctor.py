@@ -36,6 +36,7 @@ SUPPORTED: Mapping[str, str] = {
     "datasets": ">=4.0",
     "peft": ">=0.17",
     "evaluate": ">=0.4.5",
+    "jinja2": ">=3.1",
     "numpy": ">=2.0",
     "pydantic": ">=2.11",
     "pyyaml": ">=6.0",
@@ -51,6 +52,7 @@ SUPPORTED: Mapping[str, str] = {
 EXTRAS: Mapping[str, tuple[str, str]] = {
     "cpu": ("faiss-cpu", "faiss on the CPU"),
     "gpu": ("faiss-gpu", "faiss on CUDA, Linux only"),
+    "quant": ("bitsandbytes", "bases of 8 or 4 bits, AdamW in 8 bits"),
     "dev": ("pytest", "tests, lint and types"),
 }
 """Each extra: the distribution it is recognised by, and what it brings."""
