@@ -110,7 +110,7 @@ def test_a_sound_installation(monkeypatch, capsys, tmp_path):
     assert set(result["versions"]) >= {"ragtrain", "python", "torch", "transformers", "faiss-cpu"}
     assert result["cpu"]["cores"] >= 1
     assert result["disk"]["path"] == str(tmp_path)
-    assert set(result["extras"]) == {"cpu", "gpu", "dev"}
+    assert set(result["extras"]) == {"cpu", "gpu", "quant", "dev"}
     for title in ("Versions", "Devices", "Extras", "nothing conflicts"):
         assert title in err
 
