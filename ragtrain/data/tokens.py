@@ -10,13 +10,10 @@ and of the way in which a passage is written (``ragtrain.data.prompts.passage_st
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import logging
-import os
-import shutil
 from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragtrain import report
+from ragtrain.data import caches
 from ragtrain.data.prompts import bare_ids, passage_string
 from ragtrain.errors import DataError
 from ragtrain.records import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from ragtrain.data.prompts import Layout
     from ragtrain.records import Passage
@@ -90,8 +88,9 @@ class TokenStore:
         """
         leading_space = layout is not None and layout.leading_space
         fingerprint = tokenizer_fingerprint(tokenizer, leading_space=leading_space)
-        folder = _writable(Path(index_path), passages_sha256) / f"tokens-{fingerprint}"
-        with _lock(folder.with_name(f".{folder.name}.lock")):
+        beside = caches.writable_folder(Path(index_path), passages_sha256, "the passages' tokens")
+        folder = beside / f"tokens-{fingerprint}"
+        with caches.locked(folder, "tokenises the passages"):
             store = _usable(folder, passages_sha256)
             if store is None:
                 store = cls.build(
@@ -115,10 +114,7 @@ class TokenStore:
             DataError: there is no passage.
         """
         folder = Path(folder)
-        aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        try:
+        with caches.written_aside(folder) as aside:
             # Not the vocabulary's size: added tokens may lie beyond it.
             largest = max(tokenizer.get_vocab().values())
             dtype = np.dtype(np.uint16 if largest < 2**16 else np.uint32)
@@ -132,10 +128,6 @@ class TokenStore:
                 "passages_sha256": passages_sha256,
             }  # fmt: skip
             write_json(aside / META_FILE, meta)
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.replace(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         log.info("tokenised %d passages into %s: %.1f tokens each", meta["count"], folder,
                  meta["tokens"] / meta["count"])  # fmt: skip
         return cls.open(folder)
@@ -226,33 +218,3 @@ def _usable(folder: Path, passages_sha256: str) -> TokenStore | None:
         log.info("%s holds the tokens of other passages; it is built again", folder)
         return None
     return store
-
-
-def _writable(index_path: Path, passages_sha256: str) -> Path:
-    if os.access(index_path, os.W_OK):
-        return index_path
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = passages_sha256 or hashlib.sha256(str(index_path.resolve()).encode()).hexdigest()
-    folder = cache / "ragtrain" / name[:16]
-    log.info("%s cannot be written to: the passages' tokens go to %s", index_path, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock between processes while the block runs; where the system has none, go on without."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: processes may build twice, and the last rename stands
-        yield
-        return
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process tokenises the passages; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): processes may tokenise the passages twice", path, error)
-        yield
