@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ragtrain.data.sft.fitting import Fitted
     from ragtrain.data.sft.prompts import Prompter
-    from ragtrain.data.sft.records import Encoded, Lost, Sample
+    from ragtrain.data.sft.records import Lost, Sample
     from ragtrain.records import Document
 
 _UNANSWERED = Generated("", 0, False, 0.0)
@@ -174,8 +175,8 @@ def measure(
     found: Sequence[Sequence[Document]] | None = None,
 ) -> list[PromptedRecord]:
     """Return the records alone: several processes take a share of the samples each, and ``summarise`` those of all."""
-    encoded = prompter.encode_prompts(samples, room=settings.max_new_tokens)
-    asked = [place for place, row in enumerate(encoded) if len(row.ids)]
+    fitted = prompter.fitted_prompts(samples, room=settings.max_new_tokens)
+    asked = [place for place, row in enumerate(fitted) if row.lost != "row"]
     kind = torch.float16 if settings.precision == "fp16" else torch.bfloat16
     shown: contextlib.AbstractContextManager[report.Progress[None] | None] = contextlib.nullcontext()
     if settings.progress is not None:
@@ -184,7 +185,7 @@ def measure(
         answers = generate(
             model,
             tokenizer,
-            [encoded[place].ids.tolist() for place in asked],
+            [fitted[place].ids for place in asked],
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
             advance=None if bar is None else bar.advance,
@@ -192,23 +193,25 @@ def measure(
     written = dict(zip(asked, answers, strict=True))
     return [
         _record(
-            prompter, sample, references[place], encoded[place], written.get(place, _UNANSWERED), settings,
+            prompter, fitted[place], references[place], written.get(place, _UNANSWERED), settings,
             None if found is None else found[place],
         )
-        for place, sample in enumerate(samples)
+        for place in range(len(samples))
     ]  # fmt: skip
 
 
 def _record(
     prompter: Prompter,
-    sample: Sample,
+    asked: Fitted,
     answers: Sequence[str],
-    encoded: Encoded,
     written: Generated,
     settings: PromptedSettings,
     found: Sequence[Document] | None,
 ) -> PromptedRecord:
+    sample, lost = asked.sample, asked.lost == "row"
     prediction = prompter.extract(written.text)
+    passages = () if lost else sample.documents
+    ranks = sample.ranks or range(len(passages))
     documents = tuple(
         PromptedDocument(
             document.id,
@@ -218,7 +221,7 @@ def _record(
             metrics.has_answer(answers, document.text),
             document.is_gold,
         )
-        for document, rank in _left(sample, encoded)
+        for document, rank in zip(passages, ranks, strict=False)
     )
     depth = max(settings.recall_at, default=0) if found is not None else 0
     abstained = None
@@ -237,21 +240,13 @@ def _record(
         answer_in_prompt=any(document.has_answer for document in documents),
         abstained=abstained,
         n_docs=len(documents),
-        lost=encoded.lost,
-        prompt_tokens=len(encoded.ids),
+        lost=asked.lost,
+        prompt_tokens=0 if lost else len(asked.ids),
         new_tokens=written.n_tokens,
         ended=written.ended,
         seconds=written.seconds,
         documents=documents,
     )
-
-
-def _left(sample: Sample, encoded: Encoded) -> list[tuple[Document, int]]:
-    """Return the passages that are left in a prompt, with their ranks: those of the highest rank gave way first."""
-    ranks = sample.ranks or tuple(range(len(sample.documents)))
-    order = sorted(range(len(ranks)), key=lambda place: (ranks[place], place))
-    kept = sorted(order[: encoded.n_docs])
-    return [(sample.documents[place], ranks[place]) for place in kept]
 
 
 def summarise(

@@ -7,14 +7,14 @@ import json
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ragtrain import metrics
-from ragtrain.data.sft.records import Encoded, Sample
+from ragtrain.data.sft.fitting import Fitted
+from ragtrain.data.sft.records import Sample
 from ragtrain.evaluate import prompted
 from ragtrain.evaluate.generate import Generated, generate
 from ragtrain.evaluate.prompted import PromptedRecord, PromptedSettings, evaluate_samples, measure, summarise
@@ -33,15 +33,21 @@ class Words:
     def __init__(self, most: int = 9, pattern: str | None = None) -> None:
         self.most, self.pattern, self.rooms = most, pattern, set[int]()
 
-    def encode_prompts(self, samples: Sequence[Sample], *, room: int) -> list[Encoded]:
+    def fitted_prompts(self, samples: Sequence[Sample], *, room: int) -> list[Fitted]:
         self.rooms.add(room)
         rows = []
         for sample in samples:
-            n_docs = min(self.most, len(sample.documents))
-            lost = "row" if sample.question.startswith("long") else "docs" if n_docs < len(sample.documents) else ""
-            size = 0 if lost == "row" else 1 + len(sample.question.split()) + n_docs
-            ids = np.asarray([3 + (len(sample.id) + place * 7) % (WORDS - 3) for place in range(size)], dtype=np.int32)
-            rows.append(Encoded(ids, np.full_like(ids, -100), 0 if lost == "row" else n_docs, lost))
+            ranks = sample.ranks or tuple(range(len(sample.documents)))
+            kept = [place for place, rank in enumerate(ranks) if rank < self.most]
+            left = dataclasses.replace(
+                sample, documents=tuple(sample.documents[i] for i in kept), ranks=tuple(ranks[i] for i in kept)
+            )
+            size = 1 + len(sample.question.split()) + len(kept)
+            ids = [3 + (len(sample.id) + place * 7) % (WORDS - 3) for place in range(size)]
+            if sample.question.startswith("long"):
+                rows.append(Fitted(sample, [], "row"))
+            else:
+                rows.append(Fitted(left, ids, "docs" if len(kept) < len(ranks) else ""))
         return rows
 
     def extract(self, text: str) -> str:
@@ -164,8 +170,8 @@ def test_answers_are_those_of_the_model_and_shares_add_up(
     whole = measure(model, tokenizer, prompter, samples, answers, settings)
     assert model.training
     for sample, record in zip(samples, whole, strict=True):
-        (encoded,) = prompter.encode_prompts([sample], room=4)
-        (one,) = generate(model, tokenizer, [encoded.ids.tolist()], max_new_tokens=4, batch_size=1)
+        (encoded,) = prompter.fitted_prompts([sample], room=4)
+        (one,) = generate(model, tokenizer, [encoded.ids], max_new_tokens=4, batch_size=1)
         assert (record.prediction, record.new_tokens, record.prompt_tokens) == (
             one.text,
             one.n_tokens,

@@ -27,7 +27,7 @@ import dataclasses
 import datetime
 import logging
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from ragtrain.data.sft.records import Sample
 
 log = logging.getLogger("ragtrain")
+
+T = TypeVar("T")
 
 ROWS = 1024
 """Samples whose texts are tokenised at once."""
@@ -174,13 +176,17 @@ class Prompter:
             ConfigError: ``room`` leaves none for the prompt.
             DataError: as ``encode``.
         """
+        return self._unlabelled(self.fitted_prompts(samples, room=room))
+
+    def fitted_prompts(self, samples: Sequence[Sample], *, room: int) -> list[Fitted]:
+        """Return the same prompts with the passages that are left in them, as far as these were cut, cut."""
         limit = self.settings.max_length - room
         if limit < 1:
             raise ConfigError(
                 f"max_length={self.settings.max_length} leaves no room for a prompt beside {room} tokens of an answer",
                 hint="raise max_length or lower max_new_tokens",
             )
-        return self._encode_all(samples, self.layout.prompts, limit, self._unlabelled, n_end=len(self._end))
+        return self._encode_all(samples, self.layout.prompts, limit, list, n_end=len(self._end))
 
     def extract(self, text: str) -> str:
         """Return the answer in what a model wrote.
@@ -226,10 +232,10 @@ class Prompter:
         samples: Sequence[Sample],
         write: Callable[[Sequence[Sample]], list[str]],
         limit: int,
-        label: Callable[[list[Fitted]], list[Encoded]],
+        label: Callable[[list[Fitted]], list[T]],
         n_end: int = 0,
-    ) -> list[Encoded]:
-        encoded: list[Encoded] = []
+    ) -> list[T]:
+        encoded: list[T] = []
         report = OverflowReport(limit=limit)
         for start in range(0, len(samples), ROWS):
             encoded += label(self._fit(samples[start : start + ROWS], write, limit, n_end, report))
