@@ -119,7 +119,7 @@ def add_log_file(path: Path) -> None:
         logger.setLevel(logging.INFO)
 
 
-def _write(plain: str, rich_object: object) -> None:
+def _write(plain: str, rich_object: object, *, plain_only: bool = False) -> None:
     """Show a block on stderr, drawn or plain, and append its plain form to the log files."""
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
@@ -127,7 +127,7 @@ def _write(plain: str, rich_object: object) -> None:
                 file.write(plain + "\n")
     if _quiet:
         return
-    if on_terminal():
+    if on_terminal() and not plain_only:
         _console().print(rich_object)
     else:
         print(plain, file=sys.stderr, flush=True)
@@ -183,6 +183,54 @@ def panel(title: str, pairs: Sequence[tuple[str, object]]) -> None:
 
     indented = "\n".join("  " + line for line in body.splitlines())
     _write(f"{title}\n{indented}", Panel(Text(body), title=Text(title), title_align="left", expand=False))
+
+
+ROLE_STYLES = {
+    "template": "dim", "instruction": "magenta", "shots": "yellow", "passages": "cyan", "question": "green",
+    "answer": "bold red", "prompt": "cyan",
+}  # fmt: skip
+"""Colours of the parts of a prompt."""
+
+
+def marked(title: str, pieces: Sequence[tuple[str, str, bool]]) -> None:
+    """Show a text of which the parts have roles, and some are special (trained).
+
+    In colours roles are colours and the special parts are underlined. Without colours a line ``-- role`` stands before
+    each part, and double brackets around what is special. A line break that is special shows as ``⏎`` as well.
+
+    Args:
+        title: Line above the text.
+        pieces: Text, role and whether it is special, in order.
+    """
+    pieces = [
+        (_visible(text).replace("\n", "⏎\n") if special else _visible(text), role, special)
+        for text, role, special in pieces
+    ]
+    lines, before = [title], ""
+    for text, role, special in pieces:
+        if role != before:
+            lines.append(f"-- {role}")
+        before = role
+        lines.append(f"[[{text.removesuffix(chr(10))}]]" if special else text.removesuffix("\n"))
+    plain = "\n".join(lines)
+    if os.environ.get("NO_COLOR"):
+        _write(plain, plain, plain_only=True)
+        return
+
+    from rich.console import Group
+    from rich.text import Text
+
+    body = Text()
+    for text, role, special in pieces:
+        body.append(text, style=ROLE_STYLES.get(role, "") + (" underline" if special else ""))
+    used = dict.fromkeys(role for _, role, _ in pieces)
+    key = Text.assemble(*((f"{role}  ", ROLE_STYLES.get(role, "")) for role in used), ("trained", "underline"))
+    _write(plain, Group(Text(title, style="bold"), key, body))
+
+
+def _visible(text: str) -> str:
+    """Return a text with its control characters spelt out, line breaks and tabs excepted."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def error(err: RagtrainError) -> None:

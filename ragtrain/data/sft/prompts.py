@@ -31,7 +31,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from ragtrain.data.sft.encode import common_prefix, labels_after, labels_after_marker, special_ends, token_ids
+from ragtrain.data.sft.encode import (
+    Start,
+    labels_after,
+    labels_after_marker,
+    special_ends,
+    token_ids,
+    training_starts,
+)
 from ragtrain.data.sft.fitting import Fitted, fit
 from ragtrain.data.sft.layouts import Layout, make_layout
 from ragtrain.data.sft.overflow import OverflowReport, Policy
@@ -204,12 +211,29 @@ class Prompter:
         """Return each sample as ``encode`` leaves it, without counting what it lost; for a preview."""
         return self._fit(samples, self.layout.wholes, self.settings.max_length, 0, OverflowReport())
 
-    def _tokens(self, texts: Sequence[str], n_end: int = 0) -> list[list[int]]:
-        """Return the ids of texts, without the last ``n_end``, which the tokenizer puts behind every text."""
+    def text_and_ends(self, sample: Sample) -> tuple[str, list[int] | None]:
+        """Return the text of a sample with its target, and where each of its tokens ends in it, in characters.
+
+        ``None`` for the ends where the tokenizer does not say.
+        """
+        (text,) = self._once_begun(self.layout.wholes([sample]))
+        if not getattr(self.tokenizer, "is_fast", False):
+            return text, None
+        encoded = self.tokenizer(
+            text, add_special_tokens=self.layout.special, return_offsets_mapping=True, verbose=False
+        )
+        return text, [end for _, end in encoded["offset_mapping"]]
+
+    def _once_begun(self, texts: Sequence[str]) -> Sequence[str]:
+        """Return texts without the start token of a template where the tokenizer puts one there as well."""
         bos = self.tokenizer.bos_token
         if self.layout.special and bos and self.tokenizer.bos_token_id in self._bos:
-            texts = [text.removeprefix(bos) for text in texts]  # a template that writes it: once is enough
-        ids = token_ids(self.tokenizer, texts, special=self.layout.special)
+            return [text.removeprefix(bos) for text in texts]
+        return texts
+
+    def _tokens(self, texts: Sequence[str], n_end: int = 0) -> list[list[int]]:
+        """Return the ids of texts, without the last ``n_end``, which the tokenizer puts behind every text."""
+        ids = token_ids(self.tokenizer, self._once_begun(texts), special=self.layout.special)
         return [row[: len(row) - n_end] for row in ids] if n_end else ids
 
     def _fit(
@@ -251,12 +275,12 @@ class Prompter:
             end = self.tokenizer.eos_token_id
             labels = [labels_after_marker(row, self._marker, end) for row in ids]
         else:
-            prompts = self._tokens(self.layout.prompts([row.sample for row in kept]))
-            starts = [
-                common_prefix(np.asarray(prompt, dtype=np.int32), row) for prompt, row in zip(prompts, ids, strict=True)
-            ]
+            samples = [row.sample for row in kept]
+            prompts = self._once_begun(self.layout.prompts(samples))
+            wholes = self._once_begun(self.layout.wholes(samples))
+            starts = training_starts(self.tokenizer, prompts, wholes, ids, special=self.layout.special)
             self._warn_of_merges(prompts, starts)
-            labels = [labels_after(row, start) for row, start in zip(ids, starts, strict=True)]
+            labels = [labels_after(row, start.common) for row, start in zip(ids, starts, strict=True)]
         each = iter(zip(ids, labels, strict=True))
         return [_encoded(row, *next(each)) if row.lost != "row" else _LOST for row in fitted]
 
@@ -267,15 +291,14 @@ class Prompter:
             encoded.append(_encoded(row, ids, np.full_like(ids, IGNORED)) if row.lost != "row" else _LOST)
         return encoded
 
-    def _warn_of_merges(self, prompts: list[list[int]], starts: list[int]) -> None:
+    def _warn_of_merges(self, prompts: Sequence[str], starts: list[Start]) -> None:
         """Say once that a model will be asked with other tokens than it was trained on (TRL says the same)."""
-        bad = [
-            i for i, (ids, start) in enumerate(zip(prompts, starts, strict=True)) if start < len(ids) - len(self._end)
-        ]
+        bad = [i for i, start in enumerate(starts) if start.common < start.prompt - len(self._end)]
         if not bad or self._warned:
             return
         self._warned = True
-        rest = self.tokenizer.decode(prompts[bad[0]][starts[bad[0]] :])
+        ids = token_ids(self.tokenizer, [prompts[bad[0]]], special=self.layout.special)[0]
+        rest = self.tokenizer.decode(ids[starts[bad[0]].common :])
         log.warning(
             "the tokens of the prompt are not the first ones of the example in %d of %d rows: %r at the end of the prompt is "
             "written otherwise where an answer follows. Training begins where they part; the model will be asked with the "
