@@ -15,6 +15,7 @@ from ragtrain.config.training import LoraConfig
 from ragtrain.data.sft.batches import collate_rows
 from ragtrain.errors import ConfigError, DataError
 from ragtrain.models import causal as module
+from ragtrain.models import causal_config
 from ragtrain.models.adapters import add_lora, has_lora
 from ragtrain.models.causal import compile_layers, label_logits, load_causal, set_checkpointing
 from ragtrain.models.causal_export import save_causal
@@ -28,8 +29,8 @@ def nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def full_nll(model: nn.Module, batch) -> torch.Tensor:
-    """The usual way: every position meets the head, and labels that are -100 are ignored."""
-    out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
+    """The usual way: padding is masked, every position meets the head, and labels that are -100 are ignored."""
+    out = model(input_ids=batch.input_ids, attention_mask=(batch.input_ids != 1).long()).logits.float()
     return nn.functional.cross_entropy(out[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum")
 
 
@@ -203,7 +204,7 @@ def test_an_attention_that_a_model_has_not(causal) -> None:
 
 
 def test_bitsandbytes_is_asked_for(causal, monkeypatch) -> None:
-    monkeypatch.setattr(module, "is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr(causal_config, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(ConfigError, match="needs bitsandbytes") as error:
         load_causal(causal.folder(), SftModelConfig(load_in_8bit=True), LoraConfig(lora_rank=4))
     assert error.value.hint == "pip install 'ragtrain[quant]'"

@@ -31,8 +31,8 @@ class SftBatch:
         ids: of the samples in it.
         input_ids: (rows, tokens).
         labels: (rows, tokens), -100 where nothing is trained and at the first token of every sample.
-        attention_mask: (rows, tokens), 1 where there is a token, or (rows, 1, tokens, tokens) bool, True where the third
-            may see the fourth; None where every token sees what is before it in its own sequence.
+        attention_mask: (rows, 1, tokens, tokens) bool, True where the third's token may see the fourth's; None where every
+            token sees what is before it in its own sample.
         position_ids: (rows, tokens), or None where they count from 0 in each row.
         weight: trained tokens.
         tokens: tokens that the network reads, padding aside.
@@ -63,16 +63,15 @@ class SftBatch:
 def collate_rows(encoded: Sequence[Encoded], ids: Sequence[str], pad_id: int) -> SftBatch:
     """Put each sample into a row of its own, padded on the right; samples without tokens are left out.
 
-    Where no row is padded there is no mask, which lets attention take its fastest way.
+    There is no mask: no token sees what comes after it, so that padding on the right changes nothing before it. Without
+    one, attention takes its fastest way, which skips the half of the products that lies in the future.
     """
     rows = [row for row in encoded if len(row.ids)]
+    # A micro-batch that lost all its rows is one token that nothing is learnt from.
     table = _Table(len(rows), max((len(row.ids) for row in rows), default=0), pad_id)
-    mask = np.zeros(table.ids.shape, dtype=np.int64)
     for i, row in enumerate(rows):
         table.put(row, i, 0)
-        mask[i, : len(row.ids)] = 1
-    # A micro-batch that lost all its rows is one token that nothing is learnt from.
-    return table.batch(ids, None if not rows or mask.all() else torch.from_numpy(mask), None)
+    return table.batch(ids, None, None)
 
 
 def collate_packed(encoded: Sequence[Encoded], ids: Sequence[str], capacity: int, pad_id: int) -> SftBatch:
