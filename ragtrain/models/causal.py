@@ -6,24 +6,23 @@ A name is a folder or a hub id of any ``AutoModelForCausalLM``, a folder of adap
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import logging
-import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils.import_utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from ragtrain.errors import ConfigError, DataError
-from ragtrain.models.adapters import CONFIG_FILE, add_lora, load_adapters, lora_config, merge_lora
-from ragtrain.models.folders import load_tokenizer, load_weights, local_folder, read_json
-from ragtrain.models.readers import is_causal
+from ragtrain.models.adapters import add_lora, load_adapters, lora_config, merge_lora
+from ragtrain.models.causal_config import Precision, Source, loading_settings, own_config, source_of
+from ragtrain.models.folders import load_tokenizer, load_weights
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ragtrain.config.commands.sft import SftModelConfig
@@ -31,9 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ragtrain")
 
-Precision = Literal["no", "fp16", "bf16"]
-_ARITHMETIC: dict[Precision, torch.dtype] = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_HINT = "Choose a causal language model with --model-name-or-path."
+#: Kinds of layers in which a token sees those before it by their distance at most, so that neighbours do not mix.
+_PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+#: Largest difference of losses, in nats a token, between two forms of the same rows.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 class TokenRows(Protocol):
@@ -49,45 +49,6 @@ class TokenRows(Protocol):
     def predictors(self) -> Tensor: ...  # noqa: D102
     @property
     def targets(self) -> Tensor: ...  # noqa: D102
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """What a name stands for.
-
-    Attributes:
-        base: folder or hub id of the network.
-        folder: where it lies.
-        adapter: folder of the adapters on it, if any.
-        tokenizer: folder of the tokenizer.
-    """
-
-    base: str
-    folder: Path
-    adapter: Path | None
-    tokenizer: Path
-
-
-def source_of(name_or_path: str | Path) -> Source:
-    """Return the network, adapters and tokenizer that a name stands for.
-
-    Raises:
-        ConfigError: there is no such model, or it is a run that did not end.
-    """
-    folder = local_folder(name_or_path, kind="model")
-    name = str(folder.resolve()) if Path(name_or_path).is_dir() else str(name_or_path)
-    if (folder / "config.json").is_file():
-        return Source(name, folder, None, folder)
-    base = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
-    if base:
-        under = local_folder(base, kind=f"base of the adapter {str(name_or_path)!r}")
-        brings_tokenizer = (folder / "tokenizer_config.json").is_file()
-        return Source(str(base), under, folder, folder if brings_tokenizer else under)
-    unfinished = (folder / "checkpoints").is_dir()
-    raise ConfigError(
-        f"{str(name_or_path)!r} is no model: it has neither config.json nor {CONFIG_FILE} with a base",
-        hint="It is a run that did not end: let it go on to its end first." if unfinished else _HINT,
-    )
 
 
 def load_causal(
@@ -120,11 +81,9 @@ def load_causal(
         from ragtrain.config.commands.sft import SftModelConfig
 
         config = SftModelConfig()
-    settings = _settings(_own_config(source.folder, name), config, lora, precision)
-    if "quantization_config" in settings:
-        # Of what bitsandbytes always does: products in half precision.
-        warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
-        settings |= {} if device is None else {"device_map": {"": device}}
+    settings = loading_settings(own_config(source.folder, name), config, lora, precision)
+    if "quantization_config" in settings and device is not None:
+        settings["device_map"] = {"": device}
     model = load_weights(AutoModelForCausalLM, source.folder, source.base, **settings)
     tokenizer = load_tokenizer(source.tokenizer, name)
     _fit(tokenizer, model, name)
@@ -230,75 +189,70 @@ def compile_layers(model: PreTrainedModel, **settings: Any) -> int:  # noqa: ANN
     return len(layers)
 
 
-def _own_config(folder: Path, name: str) -> Any:  # noqa: ANN401 - any configuration of transformers
-    """Return the configuration of a model that must be a causal language model."""
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"not a model of transformers' own: {error}", path=name) from error
-    try:
-        causal = is_causal(config)
-    except ConfigError:
-        causal = False
-    if not causal:
-        raise ConfigError(f"{name!r} is a {config.model_type} model, not a causal language model", hint=_HINT)
-    return config
+def supports_packing(model: PreTrainedModel) -> str:
+    """Return why samples must not stand behind each other in a row, or the empty string where they may."""
+    config, name = model.config.get_text_config(), type(model).__name__
+    kinds = set(getattr(config, "layer_types", None) or ()) - _PLAIN_LAYERS
+    if getattr(model, "_is_stateful", False) or kinds:
+        return f"{name} carries a state over from one sample to the next ({', '.join(sorted(kinds)) or 'recurrent'})"
+    if getattr(config, "alibi", False) or "position_ids" not in inspect.signature(type(model).forward).parameters:
+        return f"{name} cannot be told the positions of tokens (position_ids), which begin anew with each sample"
+    return ""
 
 
-def _settings(
-    own: Any,  # noqa: ANN401
-    config: SftModelConfig,
-    lora: LoraConfig | None,
-    precision: Precision,
-) -> dict[str, Any]:
-    """Return what ``from_pretrained`` is told: type, attention, bits."""
-    whole = lora is not None and not lora.lora_rank
-    small = config.load_in_4bit or config.load_in_8bit
-    arithmetic = _ARITHMETIC[precision] if config.dtype == "auto" else getattr(torch, config.dtype)
-    # What is not held in few bits (norms, embeddings, head) is float32 as peft prepares it, unless told otherwise.
-    dtype = torch.float32 if config.dtype == "auto" and (whole or small) else arithmetic
-    if whole and small:
-        raise ConfigError(
-            "load_in_4bit and load_in_8bit hold a base that cannot be trained as a whole (lora_rank 0)",
-            hint="train adapters (--lora-rank 16), or leave the base as it is",
+def supports_shared(model: PreTrainedModel, longest: int | None = None) -> str:
+    """Return why samples must not branch from a common beginning, or the empty string where they may.
+
+    Args:
+        model: the network.
+        longest: tokens of the longest sample; windows of attention that are as wide do not matter.
+    """
+    config, name = model.config.get_text_config(), type(model).__name__
+    if reason := supports_packing(model):
+        return reason
+    if attention_of(model) not in ("eager", "sdpa"):
+        return f"attention {attention_of(model)} takes no mask of branches; eager and sdpa do"
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        window = config.window_size
+    if window is not None and (longest is None or window < longest):
+        return f"layers of {name} see {window} tokens back, counted along the row and not along the branch"
+    return ""
+
+
+@torch.no_grad()
+def check_shared(model: PreTrainedModel, rows: TokenRows, shared: TokenRows) -> None:
+    """Compute the same samples in rows of their own and in another form, and raise unless the losses are the same.
+
+    What ``supports_shared`` and ``supports_packing`` know of a model is what its configuration says; this is the proof.
+
+    Args:
+        model: on the batches' device; it is put into evaluation mode meanwhile.
+        rows: of ``collate_rows``.
+        shared: the same samples from ``collate_shared`` or ``collate_packed``.
+
+    Raises:
+        ConfigError: the losses differ.
+    """
+    training = model.training
+    model.train(False)
+    try:
+        # The same tokens stand in another order; their losses, sorted, are the same.
+        one, other = (
+            nn.functional.cross_entropy(label_logits(model, batch), batch.targets, reduction="none").sort().values
+            for batch in (rows, shared)
         )
-    if whole and dtype == torch.float16:
-        raise ConfigError("dtype float16: weights in half precision cannot be trained",
-                          hint="--dtype float32 --mixed-precision fp16 computes in half precision")  # fmt: skip
-    settings: dict[str, Any] = {"dtype": dtype}
-    if small:
-        settings["quantization_config"] = _quantization(config, arithmetic)
-    if config.attention != "auto":
-        _check_attention(own, config.attention)
-        settings["attn_implementation"] = config.attention
-    return settings
-
-
-def _quantization(config: SftModelConfig, arithmetic: torch.dtype) -> Any:  # noqa: ANN401
-    if config.load_in_4bit and config.load_in_8bit:
-        raise ConfigError("load_in_4bit and load_in_8bit are both on", hint="choose one")
-    if not is_bitsandbytes_available():
-        raise ConfigError("a base of 8 or 4 bits needs bitsandbytes", hint="pip install 'ragtrain[quant]'")
-    from transformers import BitsAndBytesConfig
-
-    make: Any = BitsAndBytesConfig
-    if config.load_in_8bit:
-        return make(load_in_8bit=True)
-    return make(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=arithmetic,
-    )  # fmt: skip
-
-
-def _check_attention(own: Any, attention: str) -> None:  # noqa: ANN401
-    if attention == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ConfigError("attention flash_attention_2 needs the package flash-attn and a GPU",
-                          hint="--attention sdpa is torch's own, which is flash attention where it can be")  # fmt: skip
-    flag = {"sdpa": "_supports_sdpa", "flex_attention": "_supports_flex_attn"}.get(attention, "_supports_flash_attn")
-    network: Any = AutoModelForCausalLM._model_mapping[type(own)]
-    if attention != "eager" and not getattr(network, flag, False):
-        raise ConfigError(f"attention {attention}: {network.__name__} has no such implementation",
-                          hint="--attention auto or eager")  # fmt: skip
+    finally:
+        model.train(training)
+    lowest = torch.get_autocast_dtype(one.device.type) if torch.is_autocast_enabled(one.device.type) else model.dtype
+    tolerance = _TOLERANCE[torch.bfloat16 if bits(model) else lowest]
+    difference = float((one - other).abs().mean()) if len(one) == len(other) else float("inf")
+    if len(one) and not difference <= tolerance * max(1.0, float(one.mean())):
+        raise ConfigError(
+            f"{type(model).__name__} does not compute the same for samples that share a row: losses of tokens differ by "
+            f"{difference:.2g} on average",
+            hint="leave --packing and --shared-context out",
+        )
 
 
 def _fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:

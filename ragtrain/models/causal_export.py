@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 from ragtrain.errors import ConfigError, DataError
 from ragtrain.models import weights
 from ragtrain.models.adapters import CONFIG_FILE, has_lora, load_adapters, merge_lora, save_adapters
-from ragtrain.models.causal import bits, load_causal, source_of
+from ragtrain.models.causal import bits, load_causal
+from ragtrain.models.causal_config import source_of
 from ragtrain.models.folders import SIDECAR, hushed, load_weights, local_folder, read_json
 from ragtrain.records import write_json
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ragtrain.config.commands.sft import SftModelConfig
-    from ragtrain.models.causal import Precision
+    from ragtrain.models.causal_config import Precision
 
 log = logging.getLogger("ragtrain")
 
