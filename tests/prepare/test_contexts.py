@@ -165,6 +165,22 @@ def test_another_index_in_the_same_place_is_searched_anew(
     assert names(after) == names(before)
 
 
+@pytest.mark.parametrize("field", ["passages_sha256", "vectors_sha256", "bm25"])
+def test_each_part_of_an_index_alone_makes_it_another_one(index: Path, examples: list[Example], field: str) -> None:
+    with_contexts(examples, index=index, depth=DEPTH, retrieval="hybrid")
+    manifest = json.loads((index / "manifest.json").read_text())
+    words = json.loads((index / "bm25" / "words.json").read_text())
+    manifest[field] = {**manifest[field], "b": 0.7} if field == "bm25" else "0" * 64
+    words["passages_sha256"] = manifest["passages_sha256"]
+    (index / "manifest.json").write_text(json.dumps(manifest))
+    text = json.dumps(words)
+    size = (index / "bm25" / "words.json").stat().st_size
+    (index / "bm25" / "words.json").write_text(text + " " * (size - len(text)))
+    assert with_contexts(examples, index=index, depth=DEPTH, retrieval="hybrid")[1]["cached"] is False
+    assert with_contexts(examples, index=index, depth=DEPTH, retrieval="hybrid")[1]["cached"] is True
+    assert with_contexts(examples, index=index, depth=DEPTH, retrieval="dense")[1]["cached"] is False
+
+
 def save_run(folder: Path, index: Path, encoder: TextEncoder | None, kind: str = "rag") -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump({"kind": kind}))
