@@ -101,7 +101,8 @@ def collate_shared(
     """Read the common beginning of samples once: a row is that beginning and behind it the rest of each sample.
 
     A token sees the beginning and its own branch up to itself, and has the position that it has in its own sample. So
-    every branch computes what its sample would compute alone (tree attention).
+    every branch computes what its sample would compute alone (tree attention). Samples of which no two begin alike are
+    rows without a mask.
 
     Args:
         encoded: samples; those without tokens are left out.
@@ -111,22 +112,26 @@ def collate_shared(
     """
     lengths = [len(row.ids) for row in encoded]
     groups = shared_groups(encoded, most_tokens=capacity)
+    if capacity is None and all(len(group.members) == 1 for group in groups):
+        return collate_rows(encoded, ids, pad_id)
     sizes = [group.tokens(lengths) for group in groups]
     alone = [[number] for number in range(len(groups))]
     bins = alone if capacity is None else best_fit_decreasing(sizes, max([capacity, *sizes]))
     table = _Table(len(bins), max((sum(sizes[j] for j in members) for members in bins), default=0), pad_id)
-    # Of each token: its tree, its branch (0 is the beginning), and its position in its own sample. Padding is tree 0.
-    tree, branch, positions = (np.zeros(table.ids.shape, dtype=np.int64) for _ in range(3))
+    # Of each token: the part it is in, the part that its tree begins with, its position. Padding is part 0.
+    part, root = (np.zeros(table.ids.shape, dtype=np.int16) for _ in range(2))
+    positions = np.zeros(table.ids.shape, dtype=np.int64)
     for i, members in enumerate(bins):
-        place = 0
-        for number, j in enumerate(members, start=1):
-            for part, (row, first) in enumerate(_parts(groups[j], encoded)):
+        place, number = 0, 1
+        for j in members:
+            first_part = number
+            for row, first in _parts(groups[j], encoded):
                 end = place + len(row.ids)
                 table.put(row, i, place)
-                tree[i, place:end], branch[i, place:end] = number, part
+                part[i, place:end], root[i, place:end] = number, first_part
                 positions[i, place:end] = np.arange(first, first + len(row.ids))
-                place = end
-    return table.batch(ids, _tree_mask(tree, branch), torch.from_numpy(positions))
+                place, number = end, number + 1
+    return table.batch(ids, _tree_mask(part, root), torch.from_numpy(positions))
 
 
 def _parts(group: SharedGroup, encoded: Sequence[Encoded]) -> list[tuple[Encoded, int]]:
@@ -137,12 +142,16 @@ def _parts(group: SharedGroup, encoded: Sequence[Encoded]) -> list[tuple[Encoded
     return [(beginning, 0), *((row, n) for row in rest)]
 
 
-def _tree_mask(tree: np.ndarray, branch: np.ndarray) -> Tensor:
-    """Return (rows, 1, tokens, tokens) bool: True where the third dimension's token may see the fourth's."""
-    trees, branches = torch.from_numpy(tree), torch.from_numpy(branch)
-    seen = (branches[:, None, :] == branches[:, :, None]) | (branches[:, None, :] == 0)
-    seen &= trees[:, None, :] == trees[:, :, None]
-    return seen.tril_()[:, None]
+def _tree_mask(part: np.ndarray, root: np.ndarray) -> Tensor:
+    """Return (rows, 1, tokens, tokens) bool: True where the third dimension's token may see the fourth's.
+
+    Args:
+        part: (rows, tokens) number of the beginning or branch that a token is in.
+        root: (rows, tokens) number of the beginning of its tree.
+    """
+    seen = torch.from_numpy(part)[:, None, :]
+    own, first = torch.from_numpy(part)[:, :, None], torch.from_numpy(root)[:, :, None]
+    return ((seen == own) | (seen == first)).tril_()[:, None]
 
 
 class _Table:

@@ -121,6 +121,12 @@ def test_a_shared_row() -> None:
     assert batch.attention_mask.diagonal(dim1=2, dim2=3).all()  # padding sees itself: attention over nothing is NaN
 
 
+def test_nothing_shared_is_rows() -> None:
+    batch = collate_shared([row([1, 2, 3], 1), row([4, 5], 1)], ["a", "b"], PAD)
+    assert batch.attention_mask is batch.position_ids is None
+    assert collate_shared([row([1, 2, 3], 1), row([4, 5], 1)], ["a", "b"], PAD, capacity=5).attention_mask is not None
+
+
 @pytest.mark.parametrize("rows", [[], [row([], 0), row([], 0)]], ids=["none", "empty"])
 def test_nothing_is_one_token_without_label(rows: list[Encoded]) -> None:
     ids = ["a"] * len(rows)
