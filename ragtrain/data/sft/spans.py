@@ -14,6 +14,8 @@ Span = tuple[int, int]
 
 SHORTEST = 20
 """Characters of a passage that may be found within a line; a shorter one has to be a line by itself."""
+HEAD = 64
+"""Characters besides the title that may stand before a passage and belong to it."""
 _NUMBER = r"(?:(?:doc(?:ument)?|passage|context|source|text|reference)s?\s*)?(?:\[\d+\]|\(\d+\)|#?\d+)\s*[.:)\-–—]?"
 _BULLET = r"[-*•]"
 _LABEL = r"(?:(?:text|content|passage|body)\s*:\s*)?"
@@ -60,9 +62,11 @@ def cut_span(prompt: str, span: Span, title: str) -> Span:
         title: of the passage, may be empty.
     """
     start, end = span
-    head = _head(title).search(prompt, 0, start)
+    head = _head(title).search(prompt, max(start - len(title) - HEAD, 0), start)
     if head is not None:
         start = head.start()
+    if not prompt[end:].strip():  # nothing follows
+        return len(prompt[:start].rstrip()), len(prompt)
     after = _GAP.match(prompt, end)
     if after is None or not (start == 0 or prompt[start - 1] == "\n"):
         # Within a line: one space less, so that none is left double.
