@@ -79,36 +79,41 @@ def roles(sample: Sample, text: str, prompter: Prompter) -> list[str]:
     """Return the role of every character of a sample's text."""
     of = [TEMPLATE] * len(text)
     start = 0
-    for role, part in _parts(sample, prompter.settings.instruction):
-        at = text.rfind(part, start) if role == "answer" else text.find(part, start)
-        if at < 0:
-            part = part.strip()
-            at = max(text.find(part, start), text.find(part))  # a template that has its parts in another order
-        if part and at >= 0:
-            of[at : at + len(part)] = [role] * len(part)
-            start = max(start, at + len(part))
+    for role, forms in _parts(sample, prompter.settings.instruction):
+        found = [(at, form) for form in forms if form and (at := _place(text, form, start, last=role == "answer")) >= 0]
+        if found:
+            at, form = found[0]
+            of[at : at + len(form)] = [role] * len(form)
+            start = max(start, at + len(form))
     return of
 
 
-def _parts(sample: Sample, instruction: str | None) -> Iterator[tuple[str, str]]:
-    """Yield the parts of a sample as they stand in its text, in the usual order."""
-    yield "instruction", instruction or ""
+def _place(text: str, form: str, start: int, *, last: bool) -> int:
+    """Return where a part stands: behind the part before it, or elsewhere in a template with another order."""
+    at = text.rfind(form, start) if last else text.find(form, start)
+    return text.find(form) if at < 0 else at
+
+
+def _parts(sample: Sample, instruction: str | None) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the parts of a sample in the usual order, each as it may stand in a text, the longest form first."""
+    yield "instruction", (instruction or "",)
     for shot in sample.shots:
-        yield "shots", query_text(shot)
-        yield "shots", shot.target.strip()
+        yield "shots", (query_text(shot), shot.question.strip())
+        yield "shots", (shot.target.strip(),)
     if sample.finished is None:
         for i, document in enumerate(sample.documents, start=1):
-            yield "passages", passage_text(i, document) + "\n\n"
-        yield "question", question_text(sample.question)
+            whole = passage_text(i, document)
+            yield "passages", (f"{whole}\n\n", whole, document.text.strip())
+        yield "question", (question_text(sample.question), sample.question.strip())
     else:
         at = 0
         spans = [span for span in find_passages(sample.finished, sample.documents) if span is not None]
         for start, end in sorted(spans):
-            yield "question", sample.finished[at:start].strip()
-            yield "passages", sample.finished[start:end]
+            yield "question", (sample.finished[at:start].strip(),)
+            yield "passages", (sample.finished[start:end],)
             at = end
-        yield "question", sample.finished[at:].strip()
-    yield "answer", sample.target.strip()
+        yield "question", (sample.finished[at:].strip(),)
+    yield "answer", (sample.target.strip(),)
 
 
 def _by_token(
