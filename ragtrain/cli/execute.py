@@ -25,7 +25,7 @@ import traceback as traceback_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import ragtrain
-from ragtrain.config import fields
+from ragtrain.config import bundled, fields
 from ragtrain.config.load import Resolved, load_config
 from ragtrain.errors import ConfigError, DataError, Interrupted, OutOfMemoryError, RagtrainError
 
@@ -61,7 +61,10 @@ MEMORY_REMEDIES: Mapping[str, str] = {
 
 
 class Result(Protocol):
-    """What every command's function returns. One that has an ``exit_code`` ends the process with it."""
+    """What every command's function returns.
+
+    One that has an ``exit_code`` ends the process with it; one that has a ``text`` has it written to stdout.
+    """
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -77,6 +80,8 @@ class Request:
     words: Sequence[str] = ()
     flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     known_flags: Sequence[str] = ()
+    config_path: Path | None = None
+    config_name: str | None = None
     print_config: bool = False
     print_schema: bool = False
     json: bool = False
@@ -96,12 +101,16 @@ def execute(request: Request) -> int:
             return 0
         resolved = _resolve(request)
         config = resolved.config
+        for line in resolved.notes:
+            logging.getLogger("ragtrain").info("%s", line)
         if request.print_config:
             _print_config(resolved, as_json=request.json)
             return 0
         result = _call(request.target, config)
         if request.json:
             report.json_out(result.to_json())
+        elif is_first_process():
+            sys.stdout.write(getattr(result, "text", ""))
         sys.stdout.flush()
         return int(getattr(result, "exit_code", 0))
     except BrokenPipeError:
@@ -116,7 +125,14 @@ def execute(request: Request) -> int:
 
 
 def _resolve(request: Request) -> Resolved[Command]:
-    return load_config(request.command, request.files, request.words, request.flags, known_flags=request.known_flags)
+    files = list(request.files)
+    if request.config_name is not None:
+        files.insert(0, bundled.choose(request.config_path, request.config_name))
+    elif request.config_path is not None:
+        raise ConfigError(
+            f"--config-path {request.config_path} names a folder only", hint="say which file with --config-name NAME"
+        )
+    return load_config(request.command, files, request.words, request.flags, known_flags=request.known_flags)
 
 
 def _call(target: str, config: Command) -> Result:

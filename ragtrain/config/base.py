@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from ragtrain.config.aliases import Alias, Reading
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -42,13 +45,16 @@ class Command(Section):
     """A whole command: sections, and fields of its own.
 
     ``name`` is what is typed after ``ragtrain``; ``positional`` is the field that bare words (those that are neither
-    flags nor KEY=VALUE) fill, and ``positional_metavar`` what help calls them.
+    flags nor KEY=VALUE) fill, and ``positional_metavar`` what help calls them. ``aliases`` are keys of other programs, and
+    ``readings`` values of the command's own keys as other programs write them.
     """
 
     name: ClassVar[str]
     examples: ClassVar[tuple[str, ...]] = ()
     positional: ClassVar[str | None] = None
     positional_metavar: ClassVar[str] = ""
+    aliases: ClassVar[Mapping[str, Alias]] = {}
+    readings: ClassVar[Mapping[str, Reading]] = {}
 
 
 __all__ = [

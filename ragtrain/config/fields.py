@@ -62,8 +62,8 @@ class Leaf:
 
     @property
     def flag(self) -> str:
-        """The option of the command line, as ``--max-steps``."""
-        return "--" + self.name.replace("_", "-")
+        """The option of the command line, as ``--max-steps``; a name that Python reserves has an underscore after it."""
+        return "--" + self.name.rstrip("_").replace("_", "-")
 
 
 @functools.cache

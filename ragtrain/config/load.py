@@ -14,9 +14,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from ragtrain.config import fields
+from ragtrain.config import aliases, fields
 from ragtrain.config.base import Command
-from ragtrain.config.sources import Found, Problem, Setting, read_file, read_flags, read_words
+from ragtrain.config.documents import read_file
+from ragtrain.config.sources import Found, Problem, Setting, read_flags, read_words
 from ragtrain.errors import ConfigError
 
 C = TypeVar("C", bound=Command)
@@ -28,11 +29,13 @@ LONGEST_VALUE = 60
 class Resolved(Generic[C]):
     """A configuration, and for each field (by dotted path) where its value came from.
 
-    An origin is ``default``, ``file:line``, ``argument`` or ``flag``.
+    An origin is ``default``, ``file:line``, ``argument`` or ``flag``, with `` as KEY`` where the key of another program was
+    read. ``notes`` are lines that tell of such keys, and of bundled files that stand for missing ones.
     """
 
     config: C
     origins: Mapping[str, str]
+    notes: Sequence[str] = ()
 
 
 def load_config(
@@ -47,8 +50,8 @@ def load_config(
 
     Args:
         command: The model of the command.
-        files: YAML files (or folders that hold a ``config.yaml``); a later one wins.
-        overrides: KEY=VALUE texts, dotted or section-less, and bare words for the command's positional field.
+        files: YAML files (or folders that hold a ``config.yaml``, or names of bundled ones); a later one wins.
+        overrides: KEY=VALUE texts, dotted or section-less, ~KEY, and bare words for the command's positional field.
         flags: Values by field name; texts are parsed as on the command line. A name that starts with a dash is a flag
             that the command line did not know.
         known_flags: Flags outside the model, which an unknown one may have been meant to be.
@@ -61,13 +64,13 @@ def load_config(
         read_file(found, Path(file))
     read_words(found, overrides)
     read_flags(found, flags or {}, known_flags)
-    last = {setting.leaf.dotted: setting for setting in found.settings}
+    last = found.settle()
     config, problems = _validate(command, last)
     problems = found.problems + problems
     if config is None or problems:
         raise _config_error(command, problems)
     origins = {dotted: last[dotted].origin if dotted in last else DEFAULT for dotted in fields.leaves(command)}
-    return Resolved(config, origins)
+    return Resolved(config, origins, [*found.said, *aliases.tell(found.notes)])
 
 
 def _validate(command: type[C], settings: Mapping[str, Setting]) -> tuple[C | None, list[Problem]]:

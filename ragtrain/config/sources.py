@@ -1,33 +1,52 @@
 """What files, arguments and flags say, before anything is checked against a model's bounds.
 
 Each source gives ``Setting`` objects (a field, a value, where it was read) and ``Problem`` objects (what could not be
-understood). Nothing is raised here: all problems are reported together by ``ragtrain.config.load``.
+understood). Nothing is raised here: all problems are reported together by ``ragtrain.config.load``. Names of other
+programs become fields here (``ragtrain.config.aliases``). Files are read by ``ragtrain.config.documents``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import yaml
-
-from ragtrain.config import fields
+from ragtrain.config import aliases, fields
+from ragtrain.config.aliases import Alias, Copy, Give, Note
 from ragtrain.config.base import Command
 
-KEY_VALUE = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*=")
-TRAINER_COMMAND = "train "
+# As KEY=VALUE, with Hydra's + (add) and ++ (add or change) before it, which are the same here.
+KEY_VALUE = re.compile(r"\+{0,2}[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*=")
+# Hydra's ~KEY: without it, that is back to the default.
+DELETE = re.compile(r"~[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*(=|$)")
+COMMAND_LINE = "command line"
+
+
+class _Default:
+    """Stands for a field's default, as the value of a setting that takes earlier ones back."""
+
+
+DEFAULT_VALUE = _Default()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
-    """A field's value as some source gives it. ``origin`` is ``file:line``, ``argument`` or ``flag``."""
+    """A field's value as some source gives it.
+
+    Attributes:
+        leaf: The field.
+        value: As its shape has it, not yet validated.
+        origin: ``file:line``, ``argument`` or ``flag``, and `` as KEY`` where another name was used.
+        order: When it counts within its source: plain, strong, weak (``ragtrain.config.aliases``).
+        unless: Holds for values that it does not replace.
+    """
 
     leaf: fields.Leaf
     value: Any
     origin: str
+    order: int = aliases.PLAIN
+    unless: Callable[[object], bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,6 +60,21 @@ class Problem:
     has_value: bool = False
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Typed:
+    """A value as it was typed, and how a field of a shape reads it.
+
+    Attributes:
+        raw: A text, a list of texts, None for null; from Python whatever was given.
+        read: Turns it into what pydantic validates.
+        where: The file, or the command line, for notes.
+    """
+
+    raw: object
+    read: Callable[[fields.Shape], object]
+    where: str = COMMAND_LINE
+
+
 @dataclasses.dataclass(slots=True)
 class Found:
     """All that the sources said."""
@@ -48,19 +82,104 @@ class Found:
     command: type[Command]
     settings: list[Setting] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)
+    notes: list[Note] = dataclasses.field(default_factory=list)
+    said: list[str] = dataclasses.field(default_factory=list)
+    _begun: int = 0
 
-    def add(self, key: str, value: object, origin: str) -> fields.Leaf | None:
-        """Store ``value`` under the field that ``key`` names, or the problem that there is no such field."""
+    def begin(self) -> None:
+        """Begin a source: what earlier ones said is complete."""
+        self.settings[self._begun :] = sorted(self.settings[self._begun :], key=lambda setting: setting.order)
+        self._begun = len(self.settings)
+
+    def add(self, key: str, typed: Typed, origin: str, spelling: str = "") -> bool:
+        """Store a value under the field that ``key`` names or stands for, or the problem with it.
+
+        Args:
+            key: Dotted or section-less, ours or a foreign name.
+            typed: The value.
+            origin: Where it stands.
+            spelling: The key as it was typed, where that is not ``key``.
+
+        Returns:
+            Whether there is such a key.
+        """
         leaf, message = resolve(self.command, key)
-        if leaf is None:
-            self.fail(key, origin, message, value)
-        else:
-            self.settings.append(Setting(leaf, value, origin))
-        return leaf
+        alias = None if leaf is not None else aliases.find(self.command.aliases, _underscored(key))
+        try:
+            if leaf is not None:
+                self._take(leaf, typed, origin)
+            elif alias is not None:
+                self._translate(alias, spelling or key, typed, origin)
+            else:
+                self.fail(spelling or key, origin, message, *([] if spelling and typed.raw is None else [typed.raw]))
+        except aliases.Refused as error:
+            self.fail(spelling or key, origin, str(error), typed.raw)
+        return leaf is not None or alias is not None
 
     def fail(self, subject: str, origin: str, message: str, *value: object) -> None:
         """Store a problem, with the value received where there is one."""
         self.problems.append(Problem(subject, origin, message, value[0] if value else None, bool(value)))
+
+    def reset(self, key: str, origin: str) -> None:
+        """Take back what earlier sources said of a field, of all that a foreign key sets, or of a section."""
+        table = fields.leaves(self.command)
+        leaf, message = resolve(self.command, key)
+        alias = aliases.find(self.command.aliases, _underscored(key))
+        inside = [leaf] if leaf is not None else [item for item in table.values() if item.path[0] == key]
+        inside = inside or [table[name] for name in (alias.fields if alias is not None else ())]
+        if not inside and alias is None:
+            self.fail(f"~{key}", origin, message)
+        self.settings += [Setting(item, DEFAULT_VALUE, origin) for item in inside]
+
+    def _take(self, leaf: fields.Leaf, typed: Typed, origin: str) -> None:
+        """Store the value of one field, which may be written as other programs write it."""
+        reading = self.command.readings.get(leaf.dotted)
+        meaning = reading(typed.raw) if reading is not None else None
+        if meaning is None:
+            self.settings.append(Setting(leaf, typed.read(leaf.shape), origin))
+        else:
+            self._give(meaning.gives, origin)
+
+    def _translate(self, alias: Alias, key: str, typed: Typed, origin: str) -> None:
+        if aliases.is_null(typed.raw) and not alias.null:
+            return
+        remark, via = "", f"{origin} as {key}"
+        if alias.convert is not None:
+            meaning = alias.convert(typed.raw)
+            self._give(meaning.gives, via)
+            remark = meaning.remark
+        elif alias.fields:
+            self._take(fields.leaves(self.command)[alias.fields[0]], typed, via)
+        self.notes.append(Note(typed.where, key, alias, remark))
+
+    def _give(self, gives: Iterable[Give], origin: str) -> None:
+        table = fields.leaves(self.command)
+        for give in gives:
+            leaf, value = table[give.field], give.value
+            value = fields.parse_text(leaf.shape, value) if isinstance(value, str) else value
+            self.settings.append(Setting(leaf, value, origin, give.order, give.unless))
+
+    def settle(self) -> dict[str, Setting]:
+        """Return the setting that counts for each field that was set, by dotted path."""
+        self.begin()
+        last: dict[str, Setting] = {}
+        for setting in self.settings:
+            name = setting.leaf.dotted
+            if setting.value is DEFAULT_VALUE:
+                last.pop(name, None)
+            elif not (setting.unless is not None and name in last and setting.unless(last[name].value)):
+                last[name] = setting
+        table = fields.leaves(self.command)
+        for name, setting in last.items():
+            if isinstance(setting.value, Copy):
+                other = setting.value.field
+                value = last[other].value if other in last else table[other].default
+                last[name] = dataclasses.replace(setting, value=value)
+        return last
+
+
+def _underscored(key: str) -> str:
+    return key.replace("-", "_")
 
 
 def resolve(command: type[Command], key: str) -> tuple[fields.Leaf | None, str]:
@@ -68,7 +187,7 @@ def resolve(command: type[Command], key: str) -> tuple[fields.Leaf | None, str]:
 
     Dashes are read as underscores, so that a flag's spelling works in a file too.
     """
-    name = key.replace("-", "_")
+    name = _underscored(key)
     table = fields.leaves(command)
     if name in table:
         return table[name], ""
@@ -85,21 +204,25 @@ def resolve(command: type[Command], key: str) -> tuple[fields.Leaf | None, str]:
 
 
 def _unknown(command: type[Command], name: str) -> str:
-    """Explain an unknown name: another section's field, or the nearest spelling."""
+    """Explain an unknown name: another section's field, or the nearest spelling of ours or of another program."""
     table = fields.leaves(command)
     section, _, last = name.rpartition(".")
+    if last == "_target_":
+        places = ", ".join(key for key in command.aliases if key.endswith("_target_"))
+        return "ragtrain builds nothing by its name" + (f"; this key may stand at {places}" if places else "")
     elsewhere = [leaf for leaf in table.values() if leaf.name == last]
     if elsewhere:
         places = ", ".join(_place(leaf) for leaf in elsewhere)
         where = f"no such key in section {section!r}" if section in fields.sections(command) else "no such section"
         return f"{where}; {last} belongs to {places}"
-    inside = {leaf.name: leaf for leaf in table.values() if section and ".".join(leaf.path[:-1]) == section}
-    close = fields.nearest(last, inside)
-    if close is not None:
-        return f"unknown key; did you mean {inside[close].dotted}?"
-    everywhere = {leaf.name: leaf for leaf in table.values()}
-    close = fields.nearest(last, everywhere)
-    return "unknown key" + (f"; did you mean {everywhere[close].dotted}?" if close is not None else "")
+    inside = {leaf.name: leaf.dotted for leaf in table.values() if section and ".".join(leaf.path[:-1]) == section}
+    foreign = {key.rpartition(".")[2]: key for key in command.aliases if key.rpartition(".")[0] == section}
+    everywhere = {leaf.name: leaf.dotted for leaf in table.values()}
+    for names in (inside | foreign if section else {}, everywhere | foreign):
+        close = fields.nearest(last, names)
+        if close is not None:
+            return f"unknown key; did you mean {names[close]}?"
+    return "unknown key"
 
 
 def _place(leaf: fields.Leaf) -> str:
@@ -110,17 +233,32 @@ def _place(leaf: fields.Leaf) -> str:
 
 
 def read_words(found: Found, words: Sequence[str]) -> None:
-    """Read KEY=VALUE arguments; other words fill the command's positional field."""
+    """Read KEY=VALUE arguments, also as Hydra writes them; other words fill the command's positional field."""
+    found.begin()
     bare: list[str] = []
     for word in words:
         if KEY_VALUE.match(word):
-            key, _, text = word.partition("=")
-            leaf, _ = resolve(found.command, key)
-            found.add(key, text if leaf is None else fields.parse_text(leaf.shape, text), "argument")
+            key, _, text = word.lstrip("+").partition("=")
+            found.add(key, _typed_text(text), "argument")
+        elif DELETE.match(word):
+            key, equals, _ = word[1:].partition("=")
+            if equals:
+                found.fail(word, "argument", f"write ~{key} to go back to the default")
+            else:
+                found.reset(key, "argument")
         else:
             bare.append(word)
     if bare:
         _read_bare(found, bare)
+
+
+def _typed_text(text: str) -> Typed:
+    """Return a value of the command line; quotes around the whole of it make it a text, as in YAML and Hydra."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]
+    if quoted:
+        inner = text[1:-1]
+        return Typed(inner, lambda shape: [inner] if shape.many else inner)
+    return Typed(text, lambda shape: fields.parse_text(shape, text))
 
 
 def _read_bare(found: Found, bare: Sequence[str]) -> None:
@@ -131,32 +269,45 @@ def _read_bare(found: Found, bare: Sequence[str]) -> None:
             found.fail(word, "argument", f"expected KEY=VALUE or a flag{hint}")
         return
     leaf = fields.leaves(found.command)[field]
-    if leaf.shape.many:
-        found.add(field, list(bare), "argument")
-    elif leaf.shape.choices and len(bare) > 1:
+    if leaf.shape.choices and len(bare) > 1:
         found.fail(field, "argument", f"one {leaf.name} at a time is expected", " ".join(bare))
-    else:
-        found.add(field, " ".join(bare), "argument")
+        return
+    value = list(bare) if leaf.shape.many else " ".join(bare)
+    found.settings.append(Setting(leaf, value, "argument"))
 
 
 def read_flags(found: Found, flags: Mapping[str, Any], known_flags: Iterable[str]) -> None:
-    """Read flags by field name; texts are parsed, other values (from Python) are taken as they are."""
+    """Read flags by field name; texts are parsed, other values (from Python) are taken as they are.
+
+    A name that begins with a dash is a flag that the command line did not know: another program's, or unknown.
+    """
     positional = found.command.positional
     by_word = {setting.leaf.name for setting in found.settings if setting.origin == "argument"}
+    found.begin()
     for name, given in flags.items():
         if name.startswith("-"):
-            found.fail(
-                name, "flag", _unknown_flag(found.command, name, known_flags), *([] if given is None else [given])
-            )
+            _read_unknown(found, name, given, known_flags)
             continue
-        leaf, message = resolve(found.command, name)
-        if leaf is None:
-            found.fail(name, "flag", message, given)
-            continue
-        if leaf.name == positional and leaf.name in by_word:
+        leaf, _ = resolve(found.command, name)
+        if leaf is not None and leaf.name == positional and leaf.name in by_word:
             found.fail(leaf.dotted, "flag", f"given twice: as an argument and as {leaf.flag}", given)
             continue
-        found.settings.append(Setting(leaf, _flag_value(leaf.shape, given), "flag"))
+        found.add(name, _typed_flag(given), "flag")
+
+
+def _read_unknown(found: Found, flag: str, given: object, known_flags: Iterable[str]) -> None:
+    name = _underscored(flag.lstrip("-"))
+    table = found.command.aliases
+    if flag.startswith("--") and aliases.find(table, name) is not None:
+        found.add(name, _typed_flag("true" if given is None else given), "flag", flag)
+    elif given is None and name.startswith("no_") and aliases.find(table, name[3:]) is not None:
+        found.add(name[3:], _typed_flag("false"), "flag", flag)
+    else:
+        found.fail(flag, "flag", _unknown_flag(found.command, flag, known_flags), *([] if given is None else [given]))
+
+
+def _typed_flag(given: object) -> Typed:
+    return Typed(given, lambda shape: _flag_value(shape, given))
 
 
 def _flag_value(shape: fields.Shape, given: object) -> object:
@@ -172,159 +323,7 @@ def _unknown_flag(command: type[Command], name: str, known_flags: Iterable[str])
     names = {leaf.flag.lstrip("-"): leaf.flag for leaf in table}
     negative = {f"no-{leaf.flag[2:]}": f"--no-{leaf.flag[2:]}" for leaf in table if leaf.shape.scalar is bool}
     names |= negative | {flag.lstrip("-"): flag for flag in known_flags}
+    foreign = (key.replace("_", "-") for key in command.aliases if "." not in key)
+    names |= {key: f"--{key}" for key in foreign if key not in names}
     close = fields.nearest(name.lstrip("-").rpartition(".")[2], names)
     return "unknown flag" + (f"; did you mean {names[close]}?" if close is not None else "")
-
-
-# --- YAML files ----------------------------------------------------------------------------------------------------
-
-
-def read_file(found: Found, path: Path) -> None:
-    """Read a YAML file; a folder stands for the ``config.yaml`` in it.
-
-    The text of a scalar is kept and its field decides what it means, so that 1e-4 is a number and ``no`` a word where
-    words are expected. Tags that build objects are refused.
-    """
-    path = path / "config.yaml" if path.is_dir() else path
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a UTF-8 text file"
-        found.fail(str(path), "--config", f"cannot be read: {reason}")
-        return
-    try:
-        root = loader.get_single_node()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
-        found.fail("YAML", where, getattr(error, "problem", None) or str(error))
-        return
-    finally:
-        loader.dispose()
-    if root is not None:
-        _FileReader(found, path, loader).read(root)
-
-
-class _FileReader:
-    """Walks the nodes of one file, knowing lines and the fields met so far."""
-
-    def __init__(self, found: Found, path: Path, loader: yaml.SafeLoader) -> None:
-        self.found, self.path, self.loader = found, path, loader
-        self.lines: dict[str, int] = {}
-
-    def read(self, root: yaml.Node) -> None:
-        """Read the top level, where ``kind`` (of a run folder's file) may stand beside the sections."""
-        if not isinstance(root, yaml.MappingNode):
-            if not (isinstance(root, yaml.ScalarNode) and root.tag.endswith(":null")):
-                self.found.fail("YAML", self.where(root), "a mapping of keys to values is expected at the top level")
-            return
-        self.read_mapping(root, ())
-
-    def where(self, node: yaml.Node) -> str:
-        return f"{self.path}:{node.start_mark.line + 1}"
-
-    def read_mapping(self, node: yaml.MappingNode, prefix: tuple[str, ...]) -> None:
-        for name, (key, value) in self.unique(node, prefix).items():
-            dotted = ".".join((*prefix, name))
-            if dotted == "kind":
-                self.check_kind(value)
-            elif isinstance(value, yaml.MappingNode) and self.is_section(dotted):
-                self.read_mapping(value, (*prefix, name))
-            elif not (dotted in fields.sections(self.found.command) and _is_null(value) and not self.is_leaf(dotted)):
-                self.read_leaf(dotted, key, value)
-
-    def unique(self, node: yaml.MappingNode, prefix: tuple[str, ...]) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Return the entries of a mapping by name; a name given twice is a problem, unless a merge key (<<) brought it."""
-        entries: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        own = [entry for entry in node.value if not entry[0].tag.endswith(":merge")]
-        if len(own) < len(node.value):
-            self.loader.flatten_mapping(node)
-            entries = {_name(key): (key, value) for key, value in node.value}
-        seen: dict[str, int] = {}
-        for key, value in own:
-            name = _name(key)
-            if name in seen:
-                dotted = ".".join((*prefix, name))
-                self.found.fail(dotted, self.where(key), f"given twice in this file, first on line {seen[name]}")
-            else:
-                seen[name] = key.start_mark.line + 1
-                entries[name] = (key, value)
-        return entries
-
-    def is_section(self, dotted: str) -> bool:
-        return dotted in fields.sections(self.found.command)
-
-    def is_leaf(self, dotted: str) -> bool:
-        return resolve(self.found.command, dotted)[0] is not None
-
-    def check_kind(self, value: yaml.Node) -> None:
-        name = self.found.command.name
-        kind = str(value.value)
-        if name.startswith(TRAINER_COMMAND) and kind != name.removeprefix(TRAINER_COMMAND):
-            message = f"this file configures a run of another kind; ragtrain {name} expects "
-            self.found.fail("kind", self.where(value), message + repr(name.removeprefix(TRAINER_COMMAND)), kind)
-
-    def read_leaf(self, dotted: str, key: yaml.Node, value: yaml.Node) -> None:
-        where = self.where(key)
-        leaf, message = resolve(self.found.command, dotted)
-        plain = _plain(value)
-        if leaf is None and isinstance(value, yaml.MappingNode) and "." not in dotted:
-            close = fields.nearest(dotted, fields.sections(self.found.command))
-            self.found.fail(dotted, where, "unknown section" + (f"; did you mean {close}?" if close else ""))
-            return
-        if leaf is None:
-            self.found.fail(dotted, where, message, *([] if isinstance(value, yaml.MappingNode) else [plain]))
-            return
-        if leaf.dotted in self.lines:
-            self.found.fail(
-                leaf.dotted, where, f"given twice in this file, first on line {self.lines[leaf.dotted]}", plain
-            )
-            return
-        self.lines[leaf.dotted] = key.start_mark.line + 1
-        foreign = _foreign_tag(value)
-        if foreign is not None:
-            self.found.fail(leaf.dotted, where, f"the YAML tag {foreign} is refused: plain values only")
-        elif isinstance(value, yaml.MappingNode):
-            self.found.fail(leaf.dotted, where, f"a mapping where {fields.expected(leaf.shape)} is expected")
-        else:
-            self.found.settings.append(Setting(leaf, _typed(leaf.shape, value), where))
-
-
-def _name(key: yaml.Node) -> str:
-    return str(key.value).replace("-", "_") if isinstance(key, yaml.ScalarNode) else "?"
-
-
-def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")
-
-
-def _plain(node: yaml.Node) -> object:
-    """Return texts as they stand in the file, for messages."""
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item) for item in node.value]
-    return node.value if isinstance(node, yaml.ScalarNode) else "{...}"
-
-
-def _typed(shape: fields.Shape, node: yaml.Node) -> object:
-    """Turn a node into what pydantic validates, guided by the field's shape."""
-    if isinstance(node, yaml.SequenceNode):
-        single = dataclasses.replace(shape, many=False)
-        return [_typed(single, item) for item in node.value]
-    if not isinstance(node, yaml.ScalarNode):
-        return "{...}"
-    if _is_null(node):
-        return [] if shape.many else None
-    quoted = node.style in ("'", '"', "|", ">")
-    if quoted:
-        return [node.value] if shape.many else node.value
-    return fields.parse_text(shape, node.value)
-
-
-def _foreign_tag(node: yaml.Node) -> str | None:
-    """Return the first tag that is not one of YAML's plain types."""
-    core = {"null", "bool", "int", "float", "str", "seq", "map", "timestamp"}
-    prefix, _, last = node.tag.rpartition(":")
-    if prefix != "tag:yaml.org,2002" or last not in core:
-        return str(node.tag)
-    children = node.value if isinstance(node, yaml.SequenceNode) else ()
-    return next((tag for tag in map(_foreign_tag, children) if tag is not None), None)

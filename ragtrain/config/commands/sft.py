@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from ragtrain.config.aliases import Alias, Reading
 from ragtrain.config.base import Command, Fraction, NonNegativeInt, PositiveInt, Section
+from ragtrain.config.foreign import SFT_ALIASES
+from ragtrain.config.foreign_values import READINGS
 from ragtrain.config.training import LoopConfig, LoraConfig, OptimConfig, RunConfig
 
 
@@ -167,6 +171,8 @@ class SftConfig(Command):
         "train.output_dir=./trained_models_context/",
         "ragtrain train sft --train-data data/squad --preview 3 --dry-run",
     )
+    aliases: ClassVar[Mapping[str, Alias]] = SFT_ALIASES
+    readings: ClassVar[Mapping[str, Reading]] = READINGS
 
     data: SftDataConfig = SftDataConfig()
     context: SftContextConfig = SftContextConfig()
