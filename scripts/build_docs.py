@@ -78,7 +78,7 @@ def config_page() -> str:
     lines = [GENERATED, "", "# Configuration", ""]
     lines += [
         "A YAML file for `--config` holds the sections below; a field may also stand without its section, as",
-        "`max_steps: 5` for `loop: {max_steps: 5}`. `ragtrain COMMAND --print-config` prints such a file with every",
+        "`max_steps: 5` for `loop: {max_steps: 5}`. `ragtrain config list` shows files to begin with. `ragtrain COMMAND --print-config` prints such a file with every",
         "field, its description and where its value came from; `--print-schema` prints the JSON schema for an editor.",
         "",
     ]
@@ -91,7 +91,25 @@ def config_page() -> str:
             if path:
                 lines += [f"### {command.name}: {path[0]}", "", _section_text(fields.sections(command)[path[0]]), ""]
             lines += [*_field_table(leaves), ""]
+        if command.aliases:
+            lines += [f"### {command.name}: keys of other programs", "", *_foreign(command), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _foreign(command: type[Command]) -> Iterator[str]:
+    """Tell what each foreign key means, once: as it stands in its file, not as a flag."""
+    table = command.aliases
+    prefixes = ("train.", "model.")
+    shown = {key: alias for key, alias in table.items() if not any(prefix + key in table for prefix in prefixes)}
+    yield from ("They are accepted in files, as KEY=VALUE, and without their section as flags.", "")
+    yield from ("| key | here |", "|---|---|")
+    for key, alias in shown.items():
+        if alias.fields:
+            yield f"| `{key}` | {', '.join(f'`{field}`' for field in alias.fields)} |"
+        elif alias.silent and alias.remark:
+            yield f"| `{key}` | {_cell(alias.remark)} |"
+    without = [f"`{key}`" for key, alias in shown.items() if not alias.fields and not alias.silent]
+    yield from ("", f"Without effect: {', '.join(without)}.")
 
 
 def _section_text(section: type[Section]) -> str:

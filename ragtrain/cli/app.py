@@ -13,6 +13,10 @@ from ragtrain.cli.layout import HelpCommand, HelpGroup
 from ragtrain.cli.options import command_function
 from ragtrain.config.commands import (
     CompareConfig,
+    ConfigCopyConfig,
+    ConfigListConfig,
+    ConfigShowConfig,
+    ConfigValidateConfig,
     DoctorConfig,
     EvalConfig,
     FetchConfig,
@@ -34,6 +38,10 @@ COMMANDS: Mapping[type[Command], str] = {
     SearchConfig: "ragtrain.prepare:search",
     InfoConfig: "ragtrain.prepare:info",
     RagConfig: "ragtrain.train.rag:run",
+    ConfigListConfig: "ragtrain.config.presets:list_presets",
+    ConfigShowConfig: "ragtrain.config.presets:show",
+    ConfigCopyConfig: "ragtrain.config.presets:copy",
+    ConfigValidateConfig: "ragtrain.config.presets:validate",
     EvalConfig: "ragtrain.evaluate:run",
     CompareConfig: "ragtrain.compare:run",
     DoctorConfig: "ragtrain.doctor:run",
@@ -43,6 +51,7 @@ COMMANDS: Mapping[type[Command], str] = {
 GROUPS: Mapping[str, str] = {
     "data": "Get question sets and passages into one record format.",
     "index": "Build, adopt, explain and search indexes.",
+    "config": "List, print, copy and check configuration files.",
     "train": "Train a part of a retrieval-augmented generation system.",
 }
 

@@ -18,9 +18,19 @@ if TYPE_CHECKING:
 
 GENERAL = "Configuration and output"
 WORDS = "words_"
-# Named with a trailing underscore so that no field of a model can collide with them.
+# Named with a trailing underscore so that no field of a model can collide with them. Names are separated by commas.
 GENERAL_OPTIONS: Mapping[str, tuple[str, Any, str]] = {
-    "config_": ("--config", list[Path] | None, "YAML file, or a run folder; may be repeated, and a later file wins."),
+    "config_": (
+        "--config",
+        list[Path] | None,
+        "YAML file, a run folder, or a name of ``ragtrain config list``; may be repeated, and a later file wins.",
+    ),
+    "config_path_": ("-cp,--config-path", Path | None, "Folder of --config-name, as Hydra has it."),
+    "config_name_": (
+        "-cn,--config-name",
+        str | None,
+        "YAML file below --config-path, with or without its suffix, your own or a bundled one; read before --config.",
+    ),
     "print_config_": (
         "--print-config",
         bool,
@@ -31,7 +41,8 @@ GENERAL_OPTIONS: Mapping[str, tuple[str, Any, str]] = {
     "quiet_": ("--quiet", bool, "Say nothing but warnings and errors."),
     "traceback_": ("--traceback", bool, "Show the Python traceback of an error."),
 }
-GENERAL_FLAGS = ("--help", *(flag for flag, _, _ in GENERAL_OPTIONS.values()))
+GENERAL_METAVARS: Mapping[str, str] = {"config_": "FILE", "config_path_": "DIR", "config_name_": "NAME"}
+GENERAL_FLAGS = ("--help", *(flag for flags, _, _ in GENERAL_OPTIONS.values() for flag in flags.split(",")))
 
 
 def command_function(command: type[Command], target: str, execute: Callable[[Request], int]) -> Callable[..., None]:
@@ -113,9 +124,11 @@ def _field_parameter(leaf: fields.Leaf) -> inspect.Parameter:
 
 
 def _general_parameter(name: str) -> inspect.Parameter:
-    flag, kind, text = GENERAL_OPTIONS[name]
-    metavar = None if kind is bool else "FILE"
-    information = typer.Option(flag, help=text, metavar=metavar, show_default=False, rich_help_panel=GENERAL)
+    flags, kind, text = GENERAL_OPTIONS[name]
+    metavar = GENERAL_METAVARS.get(name)
+    information = typer.Option(
+        *flags.split(","), help=text, metavar=metavar, show_default=False, rich_help_panel=GENERAL
+    )
     return _parameter(name, kind, information, default=False if kind is bool else None)
 
 

@@ -74,7 +74,7 @@ class Alias:
     Attributes:
         fields: Fields of ours that it sets; none for a key without effect.
         convert: How its value is read; without it, as the one field reads its own.
-        remark: Why it has no effect.
+        remark: Why it has no effect, or which values are accepted.
         null: Whether null means something; else a null key is as good as absent.
         silent: Whether nothing need be said because everything is as asked.
     """
@@ -129,12 +129,12 @@ def only(*values: str, why: str) -> Alias:
             raise Refused(f"expected {' or '.join(values)}: {why}")
         return Meaning()
 
-    return Alias(convert=convert, silent=True)
+    return Alias(convert=convert, remark=f"only {' or '.join(values)}: {why}", silent=True)
 
 
 def refused(why: str) -> Alias:
     """Declare a key that may only be null, false or empty."""
-    return only("false", "[]", "{}", "0", "0.0", "none", why=why)
+    return dataclasses.replace(only("false", "[]", "{}", "0", "0.0", "none", why=why), remark=f"may not be set: {why}")
 
 
 # --- reading values ----------------------------------------------------------------------------------------------------

@@ -125,12 +125,15 @@ LORA: Mapping[str, Alias] = {
     "r": rename("lora.lora_rank"),
     "target_modules": rename("lora.lora_targets"),
     "bias": only("none", why="adapters leave biases as they are"),
-    "fan_in_fan_out": Alias(silent=True),  # PEFT finds it from the layer's class
+    "exclude_modules": refused("adapters go on every layer that lora_targets names"),
+    "fan_in_fan_out": Alias(remark="found from the layer's class", silent=True),
     "inference_mode": only("false", why="adapters are trained"),
     "init_lora_weights": only("true", why="adapters begin as PEFT's do by default"),
     "layer_replication": refused("layers are not repeated"),
     "layers_pattern": refused("adapters go on every layer that lora_targets names"),
     "layers_to_transform": refused("adapters go on every layer that lora_targets names"),
+    "loftq_config": refused("adapters begin as PEFT's do by default"),
+    "lora_bias": refused("adapters have no biases"),
     "modules_to_save": refused("only adapters are trained, or all weights with lora: null"),
     "peft_type": only("lora", why="adapters are LoRA's"),
     "rank_pattern": refused("every adapter has the same rank"),
@@ -156,7 +159,7 @@ QUANTIZATION: Mapping[str, Alias] = {
 """Keys of ``model.quantization_config:``, that is of BitsAndBytesConfig."""
 
 MODEL: Mapping[str, Alias] = {
-    "_target_": Alias(convert=values.target, silent=True),
+    "_target_": Alias(convert=values.target, remark=f"only {' or '.join(values.TARGETS)}", silent=True),
     "attn_implementation": rename("model.attention"),
     "completion_start": rename("prompt.completion_start"),
     "device_map": ignored("each process holds the model on its device"),

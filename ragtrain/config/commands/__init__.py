@@ -6,6 +6,12 @@ Field names are unique within a command, so that a flag needs no section and a Y
 from ragtrain.config.commands.data import DATASETS, FetchConfig
 from ragtrain.config.commands.index import AnnConfig, EncoderConfig, InfoConfig, PrepareConfig, SearchConfig
 from ragtrain.config.commands.judge import CompareConfig, DoctorConfig, EvalConfig
+from ragtrain.config.commands.presets import (
+    ConfigCopyConfig,
+    ConfigListConfig,
+    ConfigShowConfig,
+    ConfigValidateConfig,
+)
 from ragtrain.config.commands.rag import (
     RagConfig,
     RagDataConfig,
@@ -29,6 +35,10 @@ __all__ = [
     "DATASETS",
     "AnnConfig",
     "CompareConfig",
+    "ConfigCopyConfig",
+    "ConfigListConfig",
+    "ConfigShowConfig",
+    "ConfigValidateConfig",
     "DoctorConfig",
     "EncoderConfig",
     "EvalConfig",
