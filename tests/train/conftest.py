@@ -75,6 +75,54 @@ def command(spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[
     return run
 
 
+CHAT = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def causal_lm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make the folder of a tiny random causal language model (llama, gpt2, qwen2) with a byte-level tokenizer."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    built: dict[tuple[str, bool], Path] = {}
+    shapes = {
+        "llama": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+        "qwen2": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                  "num_key_value_heads": 2},
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 1024, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+                 "attn_pdrop": 0.0},
+    }  # fmt: skip
+
+    def make(kind: str = "llama", *, chat: bool = False) -> Path:
+        if (kind, chat) in built:
+            return built[kind, chat]
+        passages = demo.build(0).passages[:300]
+        bpe = ByteLevelBPETokenizer()
+        special = ["<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+        bpe.train_from_iterator((p.text for p in passages), vocab_size=600, special_tokens=special)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>", model_max_length=4096,
+        )  # fmt: skip
+        if chat:
+            tokenizer.chat_template = CHAT
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(
+            kind, vocab_size=len(tokenizer), max_position_embeddings=1024, eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **shapes[kind],
+        )  # fmt: skip
+        folder = tmp_path_factory.mktemp(f"{kind}{'-chat' if chat else ''}")
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        built[kind, chat] = folder
+        return folder
+
+    return make
+
+
 def launcher(processes: int = 1) -> list[str]:
     """Return how the command starts: plainly, or under torchrun."""
     if processes == 1:
