@@ -7,6 +7,7 @@ are fractions between 0 and 1; tables turn them into percent.
 from __future__ import annotations
 
 import collections
+import functools
 import math
 import re
 import statistics
@@ -72,6 +73,7 @@ def f1(prediction: str, answers: Iterable[str]) -> float:
     return max(_token_f1(tokens, reference.split()) for reference in _references(answers))
 
 
+@functools.lru_cache(maxsize=1 << 14)  # neighbouring questions are asked about the same passages
 def _token_line(text: str) -> str:
     """Return the uncased tokens between single spaces, spaces at both ends: token runs become substrings of it."""
     tokens = _TOKENS.findall(unicodedata.normalize("NFD", text))

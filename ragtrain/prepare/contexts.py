@@ -29,9 +29,10 @@ from ragtrain.data.sft.distractors import NOT_FOUND, gold_of
 from ragtrain.errors import CheckpointError, ConfigError, DataError
 from ragtrain.index import fusion
 from ragtrain.index.encode import MANIFEST_FILE
+from ragtrain.index.passages import split_passages
 from ragtrain.index.search import DenseIndex
 from ragtrain.prepare.encoders import question_encoder, resolve_device
-from ragtrain.records import Document, content_id, normalize_text, sha256_file, write_json
+from ragtrain.records import Document, Passage, content_id, normalize_text, sha256_file, write_json
 from ragtrain.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from ragtrain.data.sft.records import Example
     from ragtrain.models.encoder import TextEncoder
-    from ragtrain.records import Passage
 
 log = logging.getLogger("ragtrain")
 
@@ -61,7 +61,7 @@ def with_contexts(
 
     A gold passage of a row that the search did not find stands behind those found, with the score ``NOT_FOUND``: RAFT and the
     conditions of evaluation take it from there. Where index and data have different ids, the passage with the text of a
-    gold one is gold; of an index of split passages, the pieces of it that hold an answer.
+    gold one is gold. Where the index splits passages, the pieces of a gold passage that hold an answer are gold.
 
     Args:
         examples: rows without finished prompts.
@@ -229,9 +229,10 @@ def _fill(examples: Sequence[Example], index: DenseIndex, positions: np.ndarray,
     """Return the rows with the passages at their positions."""
     seen: dict[int, Passage] = {}
     keys: dict[int, str] = {}
+    splitting = index.manifest.get("splitting") or {}
     filled: list[Example] = []
     for example, row, row_scores in zip(examples, positions.tolist(), scores.tolist(), strict=True):
-        gold = {content_id(document.text): document for document in gold_of(example)}
+        gold = _gold_units(example, splitting)
         missing = dict(gold)
         documents: list[Document] = []
         for position, score in zip(row, row_scores, strict=True):
@@ -256,10 +257,27 @@ def _fill(examples: Sequence[Example], index: DenseIndex, positions: np.ndarray,
     return filled
 
 
+def _gold_units(example: Example, splitting: dict[str, Any]) -> dict[str, Document]:
+    """Return a row's gold passages as the index would hold them, by the hash of their text.
+
+    Of a gold passage that is longer than the index's pieces, those pieces count that hold an answer (all of them where none
+    does): RAFT must not show a whole page among pieces, which would give it away.
+    """
+    units: dict[str, Document] = {}
+    for document in gold_of(example):
+        whole = Passage(document.id, document.title, document.text)
+        pieces = list(split_passages([whole], splitting.get("passage_words"), splitting.get("overlap", 0)))
+        answered = [piece for piece in pieces if metrics.has_answer(example.answers, piece.text)]
+        for piece in (answered or pieces) if len(pieces) > 1 else pieces:
+            units[content_id(piece.text)] = dataclasses.replace(document, id=piece.id, text=piece.text)
+    return units
+
+
 def _gold_of_piece(passage: Passage, gold: dict[str, Document], example: Example) -> str | None:
     """Return the key of the gold passage that a passage of the same id is a part of, or has as a part; else None.
 
-    Of the pieces of a split passage (``ID#0``, ``ID#1``, …) those are gold that hold an answer.
+    For an index of another tool, which does not say how it was split: of the pieces ``ID#0``, ``ID#1``, … those are gold that
+    hold an answer.
     """
     base, mark, _ = passage.id.rpartition("#")
     for key, document in gold.items():

@@ -317,15 +317,38 @@ def test_gold_passages_are_known_by_their_text(index: Path, passages: list[Passa
     assert other.id not in example.gold
 
 
-def test_a_piece_of_a_gold_passage_is_gold_where_it_holds_an_answer(tmp_path: Path) -> None:
-    filler = [f"word{i}" for i in range(300)]
-    text = " ".join([*filler[:150], "Nidaros", *filler[150:]])
-    index = make_index(tmp_path / "split", [Passage("p", "T", text), Passage("q", "U", "Something else.")])
-    document = Document("p", "T", text, True)
-    row = Example("1", "Which town?", ("Nidaros",), ("Nidaros",), (document,), frozenset({"p"}))
+LONG = " ".join([*(f"word{i}" for i in range(150)), "Nidaros", *(f"word{i}" for i in range(150, 300))])
+
+
+@pytest.mark.parametrize("identifier", ["p", "theirs"])
+def test_of_a_split_gold_passage_the_pieces_with_an_answer_are_gold(tmp_path: Path, identifier: str) -> None:
+    index = make_index(tmp_path / "split", [Passage("p", "T", LONG), Passage("q", "U", "Something else.")])
+    document = Document(identifier, "T", LONG, True)
+    row = Example("1", "Which town?", ("Nidaros",), ("Nidaros",), (document,), frozenset({identifier}))
     (example,), _ = with_contexts([row], index=index, depth=9)
     assert example.gold == {"p#1"}
     assert {each.id for each in example.documents} == {"p#0", "p#1", "p#2", "p#3", "q"}
+    # What is not found comes in pieces, too: a whole page among them would be known by its length.
+    shallow = [with_contexts([row], index=index, depth=depth)[0][0] for depth in (1, 2, 3)]
+    lost = [each for each in shallow if each.documents[-1].score == NOT_FOUND]
+    assert lost
+    for each in lost:
+        (piece,) = gold_of(each)
+        assert len(piece.text.split()) == 100
+        assert "Nidaros" in piece.text
+    # Where no piece holds an answer, each is gold.
+    (example,), _ = with_contexts([dataclasses.replace(row, answers=("nowhere",))], index=index, depth=9)
+    assert example.gold == {"p#0", "p#1", "p#2", "p#3"}
+
+
+def test_an_index_that_does_not_say_how_it_was_split(tmp_path: Path) -> None:
+    index = make_index(tmp_path / "split", [Passage("p", "T", LONG), Passage("q", "U", "Something else.")])
+    manifest = json.loads((index / "manifest.json").read_text())
+    (index / "manifest.json").write_text(json.dumps({**manifest, "splitting": {}}))
+    document = Document("p", "T", LONG, True)
+    row = Example("1", "Which town?", ("Nidaros",), ("Nidaros",), (document,), frozenset({"p"}))
+    (example,), _ = with_contexts([row], index=index, depth=9)
+    assert example.gold == {"p#1"}
 
 
 def test_fewer_passages_than_asked_and_no_rows(tmp_path: Path) -> None:

@@ -11,4 +11,9 @@ packing.py       which rows share a sequence
 batches.py       rows as tensors
 source.py        micro-batches, epoch by epoch
 preview.py       a look at rows before training
+examples.py    rows from files: questions in any format, finished prompts, validation held out
+contexts.py    which passages stand in a prompt, epoch by epoch
+distractors.py passages that answer nothing: hard negatives, then other rows'
+shots.py       solved examples before the question
+conditions.py  the prompts of an evaluation: no, gold, found, or mixed passages
 """
