@@ -26,7 +26,7 @@ log = logging.getLogger("ragtrain")
 #: Depths of answer-recall where no evaluation says which ones it reported.
 RECALL_AT = (1, 5, 20)
 #: Settings of an evaluation whose difference is worth a remark.
-SETTINGS = ("n_docs", "num_beams", "max_new_tokens", "max_question_tokens", "max_input_tokens")
+SETTINGS = ("condition", "n_docs", "num_beams", "max_new_tokens", "max_question_tokens", "max_input_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +147,7 @@ def read_run(path: Path) -> Run:
     if path.is_dir():
         found = [folder for folder in (path, path / "eval") if (folder / "predictions.jsonl").is_file()]
         if not found:
+            _refuse_several(path)
             what = "a run that was not evaluated" if (path / "config.yaml").is_file() else "no run and no evaluation"
             raise DataError(f"{what}: no predictions.jsonl in it or in its eval/", path=path,
                             hint=f"ragtrain eval --model-dir {path}")  # fmt: skip
@@ -171,6 +172,19 @@ def read_run(path: Path) -> Run:
         raise DataError("no predictions", path=source)
     settings = summary.get("settings") if isinstance(summary, dict) else None
     return Run(str(path), source, answered, settings if isinstance(settings, dict) else {})
+
+
+def _refuse_several(path: Path) -> None:
+    """Name the evaluations under several conditions that a run or folder holds, of which one is to be chosen.
+
+    Raises:
+        DataError: there are any.
+    """
+    folders = (path / "eval", path, path / "eval" / "base", path / "base")
+    inside = [file.parent for folder in folders for file in sorted(folder.glob("*/predictions.jsonl"))]
+    if inside:
+        raise DataError(f"holds {len(inside)} evaluations, under several conditions", path=path,
+                        hint=f"give one of {', '.join(map(str, inside))}")  # fmt: skip
 
 
 def _parse(text: str, path: Path, line: int | None = None) -> Any:  # noqa: ANN401 - any JSON

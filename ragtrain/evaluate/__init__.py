@@ -7,345 +7,81 @@ The results lie in one folder, by default ``RUN/eval``::
 
 Rerunning the same evaluation (weights, questions, index, settings) does no work. A folder that holds another evaluation
 is left alone unless ``--overwrite`` is given.
+
+resolve.py     what ``--model-dir`` names; model, questions and index of a RAG run
+rag.py         RAG models
+sft.py         fine-tuned and plain causal language models, under one condition or several
+subjects.py    what such a model is: weights, prompts, passages it was trained with
+rows.py        the questions it is asked, with passages
+conditions.py  what the conditions say together: tables, differences, reader and retrieval errors
+answers.py     questions → answers → scores, with a RAG model
+prompted.py    prompts → answers → scores, with a causal language model
+generate.py    prompts → texts
+results.py     an evaluation on disk
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import importlib.metadata
-import json
-import logging
-import os
-import shutil
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-import ragtrain
-from ragtrain import prepare, report
 from ragtrain.errors import ConfigError
+from ragtrain.evaluate import rag, sft
 from ragtrain.evaluate.answers import AnswerSettings, Evaluation, Record, evaluate_questions
-from ragtrain.evaluate.resolve import (
-    Questions,
-    Subject,
-    index_path_of,
-    load_model_of,
-    precision_of,
-    questions_of,
-    subject_of,
-    weights_fingerprint,
-)
-from ragtrain.index.search import DenseIndex
-from ragtrain.records import write_json, write_jsonl
-from ragtrain.retrieve import Retriever
+from ragtrain.evaluate.resolve import Subject, subject_of
+from ragtrain.evaluate.results import EvalResult
+from ragtrain.evaluate.sft import ConditionsResult
+from ragtrain.models.folders import SIDECAR, local_folder, read_json
 
 if TYPE_CHECKING:
-    import torch
-
     from ragtrain.config.commands import EvalConfig
-    from ragtrain.models.rag import RagModel
 
-__all__ = ["AnswerSettings", "EvalResult", "Evaluation", "Record", "evaluate_questions", "run"]
+__all__ = ["AnswerSettings", "ConditionsResult", "EvalResult", "Evaluation", "Record", "evaluate_questions", "run"]
 
-log = logging.getLogger("ragtrain")
-
-METRICS_FILE = "metrics.json"
-PREDICTIONS_FILE = "predictions.jsonl"
-#: Settings on which no answer depends.
-_NOT_DEFINING = {"batch_size"}
+#: Options that say nothing to one kind of model.
+_ONLY_RAG = ("passages_path", "num_beams", "decoding", "search_index")
+_ONLY_SFT = ("conditions", "also_base")
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalResult:
-    """An evaluation on disk.
-
-    Attributes:
-        path: folder of ``metrics.json`` and ``predictions.jsonl``.
-        summary: what ``metrics.json`` holds.
-        reused: nothing was done, because the folder held this evaluation already.
-    """
-
-    path: Path
-    summary: dict[str, Any]
-    reused: bool = False
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Metrics as fractions, without those that have no questions."""
-        return {name: self.summary[name] for name in self.summary["intervals"]}
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form: the summary, and where it lies."""
-        return {**self.summary, "path": str(self.path), "reused": self.reused}
-
-
-def run(config: EvalConfig) -> EvalResult:
-    """Answer the test questions of a run (or of any RAG model) and write what came of it.
+def run(config: EvalConfig) -> EvalResult | ConditionsResult:
+    """Answer the test questions of a run (or of any model) and write what came of it.
 
     Raises:
-        ConfigError: model, questions or index cannot be found out, or the output folder holds another evaluation.
-        DataError: a file of them cannot be read, or index and model do not fit each other.
+        ConfigError: model, questions or index cannot be found out, an option means nothing to such a model, or the
+            output folder holds another evaluation.
+        DataError: a file of them cannot be read, or they do not fit each other.
         OutOfMemoryError: a batch does not fit on the device.
     """
-    # 1. What is evaluated, on what.
-    device = prepare.resolve_device(config.device)
     subject = subject_of(config)
-    output = _output_folder(config, subject)
-    questions = questions_of(config, subject)
-    index = DenseIndex.open(index_path_of(subject, config.index_path), passages=config.passages_path)
-    model = load_model_of(subject)
-    settings = _settings(config, model, subject, device)
-
-    # 2. The same evaluation is not made twice, and another one is not overwritten unasked.
-    described = _describe(subject, model, questions, index, settings)
-    found = _earlier(output, described["fingerprint"], overwrite=config.overwrite)
-    _check_document(config.output_file, described["fingerprint"], overwrite=config.overwrite)
-    if found is not None:
-        log.info("%s holds this evaluation already: nothing was done (--overwrite does it again)", output)
-        summary = found
-    # 3. Answers, scores, files.
-    else:
-        if model.passage_encoder is None:
-            _warn_of_another_encoder(subject, index)
-        retriever = Retriever.for_model(
-            index,
-            model.to(device),
-            device=device,
-            n_docs=settings.n_docs,
-            retrieval=settings.retrieval,
-            search_index=settings.search_index,
-        )
-        _follow(model, retriever, device)
-        evaluation = evaluate_questions(model, retriever, questions.questions, settings)
-        summary = _summary(evaluation, described, settings, str(device))
-        _write(output, summary, evaluation)
-
-    # 4. What came of it.
-    if config.output_file is not None:
-        predictions = (output / PREDICTIONS_FILE).read_text(encoding="utf-8").splitlines()
-        write_json(config.output_file, {**summary, "predictions": [json.loads(line) for line in predictions]})
-        log.info("metrics and predictions in %s", config.output_file)
-    _show(summary, subject.name)
-    compared = output.parent if output.name == "eval" else output
-    log.info("answers and metrics in %s; next: ragtrain compare OTHER_RUN %s", output, compared)
-    return EvalResult(output, summary, reused=found is not None)
+    kind = _kind_of(config, subject)
+    unknown = _ONLY_SFT if kind == "rag" else _ONLY_RAG
+    if given := [name for name in unknown if name in config.model_fields_set]:
+        what = "a RAG model, which always reads what it retrieves" if kind == "rag" else "a causal language model"
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"{flags} means nothing to {what}", hint=f"leave {flags} out")
+    return rag.run(config, subject) if kind == "rag" else sft.run(config, subject)
 
 
-def _output_folder(config: EvalConfig, subject: Subject) -> Path:
-    """Return ``--output-dir``; else ``eval`` in the run; else beside ``--output-file``; else under ``runs``."""
-    if config.output_dir is not None:
-        return config.output_dir
+def _kind_of(config: EvalConfig, subject: Subject) -> Literal["rag", "sft"]:
+    """Return what kind of model is evaluated.
+
+    Raises:
+        ConfigError: it is a causal language model as it was downloaded, and nothing says what its prompts hold.
+    """
     if subject.run is not None:
-        return subject.run.path / "eval"
-    if config.output_file is not None:
-        return config.output_file.with_suffix("")
-    name = "untrained" if subject.model_name is None else subject.model_name.strip("/.").replace("/", "--")
-    return Path("runs") / name / "eval"
-
-
-def _settings(config: EvalConfig, model: RagModel, subject: Subject, device: torch.device) -> AnswerSettings:
-    """Return how questions are answered: as asked for, else as the run was trained."""
-    return AnswerSettings(
-        n_docs=config.n_docs or model.settings.n_docs,
-        recall_at=tuple(sorted(set(config.recall_at))),
-        num_beams=config.num_beams,
-        max_new_tokens=config.max_new_tokens,
-        max_question_tokens=model.settings.max_question_tokens,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        decoding=config.decoding,
-        retrieval=config.retrieval or subject.setting("retriever", "retrieval") or "dense",
-        search_index=config.search_index or subject.setting("retriever", "search_index") or "flat",
-        precision=precision_of(subject, device),
-    )
-
-
-def _describe(
-    subject: Subject, model: RagModel, questions: Questions, index: DenseIndex, settings: AnswerSettings
-) -> dict[str, Any]:
-    """Return everything that an evaluation depends on, and its fingerprint."""
-    ids = hashlib.sha256("\n".join(question.id for question in questions.questions).encode()).hexdigest()
-    described: dict[str, Any] = {
-        "kind": "rag",
-        "n": len(questions.questions),
-        "skipped": questions.skipped,
-        "model": {
-            "name": subject.name,
-            "checkpoint": subject.checkpoint,
-            "fingerprint": weights_fingerprint(model),
-        },
-        "data": {
-            "path": str(questions.path),
-            "sha256": questions.sha256,
-            "format": questions.format,
-            "read": questions.read,
-            "ids_sha256": ids,
-        },
-        "index": {
-            "path": str(index.path),
-            "count": index.count,
-            "passages_sha256": index.manifest["passages_sha256"],
-            "vectors_sha256": index.manifest.get("vectors_sha256"),
-            **_searched(index, settings),
-        },
-        "settings": {**dataclasses.asdict(settings), "recall_at": list(settings.recall_at),
-                     "max_input_tokens": model.settings.max_input_tokens},
-        "versions": _versions(),
-    }  # fmt: skip
-    defining = {
-        "model": described["model"]["fingerprint"],
-        "data": [questions.sha256, ids],
-        "index": [
-            described["index"]["passages_sha256"],
-            described["index"]["vectors_sha256"],
-            _searched(index, settings),
-        ],
-        "settings": {name: value for name, value in described["settings"].items() if name not in _NOT_DEFINING},
-        "ragtrain": ragtrain.__version__,
-    }
-    text = json.dumps(defining, sort_keys=True)
-    return {**described, "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16]}
-
-
-def _searched(index: DenseIndex, settings: AnswerSettings) -> dict[str, Any]:
-    """Return what the manifest says of what is searched besides the vectors."""
-    said: dict[str, Any] = {}
-    if settings.search_index == "faiss":
-        about = index.manifest.get("ann") or index.manifest["files"].get("index.faiss", {})
-        said["faiss"] = {name: about[name] for name in ("type", "settings", "size") if name in about}
-    if settings.retrieval != "dense":
-        said["bm25"] = index.manifest.get("bm25")
-    return said
-
-
-def _versions() -> dict[str, str]:
-    versions = {"ragtrain": ragtrain.__version__}
-    return versions | {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")}
-
-
-def _warn_of_another_encoder(subject: Subject, index: DenseIndex) -> None:
-    """Warn where an index was made with other passage vectors than those a run was trained with."""
-    if subject.run is None:
-        return
-    file = subject.run.path / "data.json"
-    info = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    trained = info.get("index") if isinstance(info, dict) else None
-    encoder = trained.get("encoder") if isinstance(trained, dict) else None
-    before = encoder.get("fingerprint") if isinstance(encoder, dict) else None
-    now = index.manifest["encoder"].get("fingerprint")
-    if before is not None and now is not None and before != now:
-        log.warning("the passages in %s were encoded by another encoder (%s) than those of the training (%s): questions "
-                    "and passages may not fit each other", index.path, now, before)  # fmt: skip
-
-
-def _follow(model: RagModel, retriever: Retriever, device: torch.device) -> None:
-    """Search with vectors of the model's own passage encoder, where it has one and the index is not of it.
-
-    The index of a run that trained both encoders is that of its final model; an earlier checkpoint needs another.
-    """
-    encoder, index = model.passage_encoder, retriever.index
-    if encoder is None or encoder.fingerprint() == index.manifest["encoder"].get("fingerprint"):
-        return
-    log.warning("the index %s is not of this model's passage encoder: its %d passages are encoded anew for this "
-                "evaluation", index.path, index.count)  # fmt: skip
-    vectors = prepare.encode_again(encoder, index, device, range(index.count), "Encoding passages")
-    retriever.searcher.replace(vectors)
-
-
-def _earlier(output: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any] | None:
-    """Return the summary of the same evaluation in the output folder, or None if the folder may be written.
-
-    Raises:
-        ConfigError: the folder holds something else.
-    """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return None
-    file = output / METRICS_FILE
-    if not file.is_file():
-        raise ConfigError(f"{output} exists and holds no evaluation", hint="choose another --output-dir")
-    if overwrite:
-        return None
-    summary = _read_summary(file)
-    if summary.get("fingerprint") == fingerprint and (output / PREDICTIONS_FILE).is_file():
-        return summary
-    raise ConfigError(
-        f"{output} holds another evaluation (other weights, questions, index or settings)",
-        hint="give --overwrite to replace it, or another --output-dir to keep both",
-    )
-
-
-def _check_document(path: Path | None, fingerprint: str, *, overwrite: bool) -> None:
-    """Refuse to replace an ``--output-file`` that is not of this evaluation.
-
-    Raises:
-        ConfigError: it holds something else, and ``--overwrite`` was not given.
-    """
-    if path is None or overwrite or not path.exists():
-        return
-    if path.is_dir() or _read_summary(path).get("fingerprint") != fingerprint:
-        raise ConfigError(f"{path} exists and is not of this evaluation",
-                          hint="give --overwrite to replace it, or another --output-file")  # fmt: skip
-
-
-def _read_summary(file: Path) -> dict[str, Any]:
-    """Return a JSON object, or an empty one where the file holds something else."""
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return summary if isinstance(summary, dict) else {}
-
-
-def _summary(
-    evaluation: Evaluation, described: dict[str, Any], settings: AnswerSettings, device: str
-) -> dict[str, Any]:
-    """Return ``metrics.json``: metrics first (null where there is no question), then what they depend on."""
-    missing: dict[str, Any] = dict.fromkeys(("em_given_hit", "em_given_miss"))
-    return {
-        **missing,
-        **evaluation.metrics,
-        "confidence": settings.confidence,
-        "intervals": {name: list(ends) for name, ends in evaluation.intervals.items()},
-        **described,
-        "device": device,
-    }
-
-
-def _write(output: Path, summary: dict[str, Any], evaluation: Evaluation) -> None:
-    """Write the folder aside and put it in its place, so that what stands there is always one evaluation, whole."""
-    aside = output.with_name(f".{output.name}.tmp-{os.getpid()}")
-    before = output.with_name(f".{output.name}.old-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        write_jsonl(aside / PREDICTIONS_FILE, (record.to_json() for record in evaluation.records))
-        write_json(aside / METRICS_FILE, summary)
-        if output.exists():
-            output.replace(before)
-        aside.replace(output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if before.exists() and not output.exists():
-            before.replace(output)
-        shutil.rmtree(before, ignore_errors=True)
-
-
-def _show(summary: dict[str, Any], name: str) -> None:
-    """Show the metrics as a table on stderr, in percent."""
-    n, n_docs = summary["n"], summary["settings"]["n_docs"]
-    hits = round(summary["ceiling"] * n)
-    recalls = [(f"answer_recall@{k}", f"answer-recall@{k}", n) for k in summary["settings"]["recall_at"]]
-    lines = [
-        ("em", "exact match", n),
-        ("f1", "F1", n),
-        *recalls,
-        ("ceiling", f"an answer in the {n_docs} passages read (ceiling)", n),
-        ("em_given_hit", "exact match where there is one", hits),
-        ("em_given_miss", "exact match where there is none", n - hits),
-    ]
-    rows = [
-        (label, report.format_interval(summary[metric], *summary["intervals"][metric]), count)
-        for metric, label, count in lines
-        if summary[metric] is not None
-    ]
-    title = f"{name}: {n} questions, {n_docs} passages, {summary['questions_per_s']:.1f} questions/s"
-    report.table(title, ("metric", f"percent [{100 * summary['confidence']:g} %]", "questions"), rows)
+        return "sft" if subject.run.kind == "sft" else "rag"
+    if subject.model_name is None:
+        return "rag"
+    folder = local_folder(subject.model_name, kind="model")
+    sidecar, own = read_json(folder / SIDECAR), read_json(folder / "config.json")
+    if sidecar.get("kind") == "sft":
+        return "sft"
+    if "rag" in sidecar or own.get("model_type") == "rag":
+        return "rag"
+    network = str((own.get("architectures") or [""])[0])
+    plain = (folder / "adapter_config.json").is_file() or network.endswith(("ForCausalLM", "LMHeadModel"))
+    if plain and not config.conditions:
+        raise ConfigError(
+            f"{subject.name} is a causal language model that was not fine-tuned here: nothing says what its prompts hold",
+            hint="give --conditions closed-book,gold,retrieved,gold+distractors (or some of them) and --test-data",
+        )
+    return "sft" if config.conditions else "rag"

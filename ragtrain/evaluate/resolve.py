@@ -1,4 +1,4 @@
-"""What ``ragtrain eval`` evaluates: from a configuration, mostly empty, to model, questions and index.
+"""What ``ragtrain eval`` evaluates: from a configuration, mostly empty, to a run or model, its questions and index.
 
 A run folder says everything itself: ``config.yaml`` and ``data.json`` lead to the questions and the index it was
 trained with. Anything else (a RAG folder, a hub id) is a model only; without any, it is the untrained demo.
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from ragtrain.records import Question
 
 log = logging.getLogger("ragtrain")
+
+#: Kinds of runs that can be evaluated.
+KINDS = ("rag", "sft")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +86,9 @@ def subject_of(config: EvalConfig) -> Subject:
         for folder, checkpoint in candidates:
             if (folder / "config.yaml").is_file():
                 run = RunFolder.open(folder)
-                if run.kind != "rag":
-                    raise ConfigError(f"{folder} is a run of kind {run.kind!r}; runs of kind 'rag' can be evaluated")
+                if run.kind not in KINDS:
+                    known = " and ".join(map(repr, KINDS))
+                    raise ConfigError(f"{folder} is a run of kind {run.kind!r}; runs of kind {known} can be evaluated")
                 return Subject(str(folder), run=run, checkpoint=checkpoint)
         if not path.exists() and config.model_dir.count("/") != 1:
             raise ConfigError(

@@ -16,18 +16,19 @@ class EvalConfig(Command):
     name: ClassVar[str] = "eval"
     examples: ClassVar[tuple[str, ...]] = (
         "ragtrain eval --model-dir runs/rag --num-samples 500",
+        "ragtrain eval --model-dir runs/sft --conditions closed-book,gold,retrieved --also-base",
         "ragtrain eval --model-dir facebook/rag-sequence-nq --test-data NQ-open.dev.jsonl --index-path data/index",
     )
     title: ClassVar[str] = "Evaluation"
 
     model_dir: str | None = None
-    """Run folder, RAG folder or hub id; without it the untrained demo models."""
+    """Run folder, RAG folder, causal language model or hub id; without it the untrained demo models."""
     test_data: Path | None = None
     """Questions to answer; without it the run's own test or validation questions."""
     index_path: Path | None = None
-    """Index folder; without it the run's own."""
+    """Index folder; without it the run's own, or (runs of train sft on the passages of their rows) none."""
     passages_path: Path | None = None
-    """Passages of the index, where the index folder does not hold them."""
+    """RAG models: passages of the index, where the index folder does not hold them."""
     question_key: str | None = None
     """Field that holds the question in a format that is not recognised."""
     answer_key: str | None = None
@@ -37,35 +38,36 @@ class EvalConfig(Command):
     num_samples: PositiveInt | None = None
     """Questions to answer, drawn with the seed; without it, all."""
     seed: NonNegativeInt = 0
-    """Seed of the draw and of the bootstrap."""
+    """Seed of the draws and of the bootstrap."""
     n_docs: PositiveInt | None = None
-    """Passages to marginalise over; without it as in training."""
+    """Passages to marginalise over, or in a prompt; without it as in training."""
     recall_at: tuple[PositiveInt, ...] = (1, 5, 20)
     """Depths k at which answer-recall is reported."""
     num_beams: PositiveInt = 4
-    """Beams of the decoder for each passage."""
+    """RAG models: beams of the decoder for each passage. Causal language models answer greedily."""
     decoding: Literal["thorough", "fast"] = "thorough"
-    """Score every candidate answer under every passage, or only under those that proposed it (much cheaper with many
+    """RAG models: score every candidate answer under every passage, or only under those that proposed it (much cheaper with many
     passages)."""
     retrieval: Literal["dense", "bm25", "hybrid"] | None = None
     """What chooses passages: vectors, words, or both by reciprocal rank fusion; without it, as in training."""
     search_index: Literal["flat", "faiss"] | None = None
-    """Search the vectors exactly, or ``index.faiss`` of the index folder as it is; without it, as in training."""
+    """RAG models: search the vectors exactly, or ``index.faiss`` of the index folder as it is; without it, as in training."""
     max_new_tokens: PositiveInt = 32
-    """Longest answer generated."""
+    """Longest answer generated, in tokens; runs of train sft: without it, as in training's evaluations."""
     batch_size: PositiveInt = 16
-    """Questions answered at a time."""
+    """Questions answered at a time; of prompts, halved where the device is full."""
     device: str | None = None
     """Device to run on; without it a GPU if there is one."""
     conditions: tuple[Literal["closed-book", "gold", "retrieved", "gold+distractors"], ...] = ()
-    """Runs of train sft: what the prompts hold: nothing, the gold passages, what the index finds, or the gold passages among
-    what it finds wrongly; without it, what the run was trained with."""
+    """Runs of train sft and causal language models: what the prompts hold: nothing, the gold passages, what the index finds,
+    or the gold passages among what it finds wrongly; without it, what the run was trained with."""
     also_base: bool = False
-    """Runs of train sft: answer with the base model as well, from the same load, with the adapters switched off."""
+    """The same: answer with the base model as well, from the same load, with the adapters switched off."""
     checkpoint: str = "final"
     """Which weights of a run: final, best, latest or a checkpoint's name."""
     output_dir: Path | None = None
-    """Folder for ``metrics.json`` and ``predictions.jsonl``; without it ``eval`` in the run folder."""
+    """Folder for ``metrics.json`` and ``predictions.jsonl``, or for one such folder a condition; without it ``eval`` in the run
+    folder."""
     output_file: Path | None = None
     """One JSON file with metrics and predictions, in addition to the folder."""
     overwrite: bool = False

@@ -101,7 +101,7 @@ def samples_for(
 def _report(examples: Sequence[Example], made: ConditionSamples, left_out: Sequence[str]) -> None:
     if examples and not made.samples:
         raise ConfigError(f"the condition {made.condition!r} needs gold passages, and none of {len(examples)} rows has one",
-                          hint="take --conditions closed-book retrieved, or data that says which passages are gold")  # fmt: skip
+                          hint="take --conditions closed-book,retrieved, or data that says which passages are gold")  # fmt: skip
     if made.condition == "retrieved" and made.samples and not any(sample.documents for sample in made.samples):
         raise ConfigError("the condition 'retrieved' needs passages, and no row has one", hint="give an index")
     if left_out:

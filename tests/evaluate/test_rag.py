@@ -16,12 +16,11 @@ from safetensors.torch import save_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel, PreTrainedTokenizerFast
 
-import ragtrain.evaluate as evaluation_room
 from ragtrain import compare, metrics
 from ragtrain.config.commands import CompareConfig, EvalConfig, PrepareConfig, RagConfig
 from ragtrain.data import demo
 from ragtrain.errors import CheckpointError, ConfigError, DataError, IndexMismatchError, OutOfMemoryError
-from ragtrain.evaluate import AnswerSettings, Record, evaluate_questions, run
+from ragtrain.evaluate import AnswerSettings, Record, evaluate_questions, rag, results, run
 from ragtrain.evaluate.answers import summarise
 from ragtrain.evaluate.resolve import precision_of, subject_of
 from ragtrain.index.encode import IndexWriter
@@ -363,7 +362,7 @@ def test_the_same_evaluation_again_does_no_work(
     def forbidden(*_: object) -> None:
         raise AssertionError("questions were answered again")
 
-    monkeypatch.setattr(evaluation_room, "evaluate_questions", forbidden)
+    monkeypatch.setattr(rag, "evaluate_questions", forbidden)
     with caplog.at_level(logging.INFO, "ragtrain"):
         second = run(world.config(batch_size=5, output_file=world.root / "out.json"))
     assert second.reused
@@ -428,7 +427,7 @@ def test_a_folder_that_is_no_evaluation_is_never_replaced(world: World) -> None:
 def test_a_failure_midway_leaves_what_was_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     run(world.config())
     before = {path.name: path.read_bytes() for path in (world.run / "eval").iterdir()}
-    monkeypatch.setattr(evaluation_room, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(results, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         run(world.config(num_beams=1, overwrite=True))
     assert {path.name: path.read_bytes() for path in (world.run / "eval").iterdir()} == before
@@ -611,11 +610,26 @@ def test_an_index_of_another_encoder_is_refused_or_warned_of(world: World, caplo
 
 
 def test_runs_of_other_kinds_and_unknown_devices_are_refused(world: World) -> None:
-    other = RunFolder.create(world.root / "runs" / "sft", "sft", {})
-    with pytest.raises(ConfigError, match="kind 'sft'"):
+    other = RunFolder.create(world.root / "runs" / "gfm", "gfm", {})
+    with pytest.raises(ConfigError, match="kind 'gfm'; runs of kind 'rag' and 'sft'"):
         run(world.config(model_dir=str(other.path)))
     with pytest.raises(ConfigError, match="toaster"):
         run(world.config(device="toaster"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"conditions": ("closed-book",)}, "--conditions"), ({"also_base": True}, "--also-base"),
+     ({"conditions": ("gold",), "also_base": True}, "--conditions, --also-base")],
+)  # fmt: skip
+def test_options_of_other_models_are_refused_by_name(world: World, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{named} means nothing to a RAG model"):
+        run(world.config(**changes))
+    outside = world.root / "model"
+    (world.run / "final_model").rename(outside)
+    with pytest.raises(ConfigError, match=f"^{named} means nothing to a RAG model"):
+        run(world.config(model_dir=str(outside), **changes))
+    assert not (world.run / "eval").exists()
 
 
 @pytest.fixture
