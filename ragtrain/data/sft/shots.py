@@ -53,7 +53,7 @@ class Shots:
             return ()
         rng = random.Random(f"shots/{self.seed}/{epoch}/{example.id}")
         count = len(self._usable)
-        order = rng.sample(range(count), count if count <= 200 else 50 + 20 * self.n_shots)
+        order = rng.sample(range(count), min(count, 200 + 20 * self.n_shots))
         asked = {question_words(example.question)}
         own = {key_of(document) for document in gold_of(example)}
         chosen: list[Example] = []

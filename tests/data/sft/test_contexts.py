@@ -365,6 +365,14 @@ def test_solved_examples_never_ask_the_same(caplog: pytest.LogCaptureFixture) ->
     assert "2 training rows do not give 2 solved examples to each question" in caplog.text
 
 
+@pytest.mark.parametrize("count", [2, 201, 500])
+def test_solved_examples_from_sets_of_any_size(count: int) -> None:
+    rows = [row(i) for i in range(count)]
+    shots = Shots(rows, 10, 0, n_docs=1)
+    # The other row of two is of the same group: better than none.
+    assert {len(shots.draw(example)) for example in rows[:20]} == {min(10, count - 1)}
+
+
 def test_solved_examples_of_validation_rows_are_training_rows() -> None:
     train, validation = ROWS[:60], ROWS[60:]
     config = SftContextConfig(n_docs=2, n_shots=2)
