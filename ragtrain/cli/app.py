@@ -24,6 +24,7 @@ from ragtrain.config.commands import (
     PrepareConfig,
     RagConfig,
     SearchConfig,
+    SftConfig,
 )
 from ragtrain.errors import ConfigError
 
@@ -38,6 +39,7 @@ COMMANDS: Mapping[type[Command], str] = {
     SearchConfig: "ragtrain.prepare:search",
     InfoConfig: "ragtrain.prepare:info",
     RagConfig: "ragtrain.train.rag:run",
+    SftConfig: "ragtrain.train.sft:run",
     ConfigListConfig: "ragtrain.config.presets:list_presets",
     ConfigShowConfig: "ragtrain.config.presets:show",
     ConfigCopyConfig: "ragtrain.config.presets:copy",
