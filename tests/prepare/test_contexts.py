@@ -14,8 +14,11 @@ import yaml
 
 from ragtrain import prepare
 from ragtrain.config.commands import EncoderConfig, PrepareConfig
+from ragtrain.config.commands.sft import SftContextConfig, SftDataConfig
 from ragtrain.data import demo
+from ragtrain.data.sft.contexts import ContextMaker
 from ragtrain.data.sft.distractors import NOT_FOUND, gold_of, ranked
+from ragtrain.data.sft.examples import read_examples
 from ragtrain.data.sft.records import Example
 from ragtrain.errors import CheckpointError, ConfigError, DataError
 from ragtrain.index import fusion
@@ -357,3 +360,26 @@ def test_fewer_passages_than_asked_and_no_rows(tmp_path: Path) -> None:
     assert len(example.documents) == 2
     assert with_contexts([], index=index, depth=5)[0] == []
     assert len(caches(index)) == 1
+
+
+def test_real_data(real_data: Path, tmp_path: Path) -> None:
+    hotpot = read_examples(SftDataConfig(), real_data / "hotpotqa" / "hotpot_train_mixed_100.json.gz").examples[:15]
+    texts = {each.text: each for example in hotpot for each in example.documents}
+    # Numbered anew, so that no id of the data is one of the index.
+    index = make_index(tmp_path / "hotpot", [Passage(f"p{i}", d.title, d.text) for i, d in enumerate(texts.values())])
+    filled, _ = with_contexts(hotpot, index=index, depth=10, retrieval="hybrid")
+    found_gold = 0
+    for example, old in zip(filled, hotpot, strict=True):
+        inside = [document for document in ranked(example) if document.id in example.gold]
+        found_gold += bool(inside)
+        whole = " ".join(document.text for document in gold_of(old))
+        assert all(" ".join(document.text.split()) in " ".join(whole.split()) for document in gold_of(example))
+        assert len(gold_of(example)) >= len(old.gold)
+    assert found_gold >= 12
+    made = ContextMaker(filled, SftContextConfig(raft=True, n_docs=4, raft_p=0.5), seed=0)
+    for epoch in range(3):
+        for example, sample in zip(filled, made.samples(epoch), strict=True):
+            assert len(sample.documents) == len({document.text for document in sample.documents}) == 4
+            assert sum(document.id in example.gold for document in sample.documents) in (0, min(4, len(example.gold)))
+    bare = read_examples(SftDataConfig(), real_data / "nq" / "NQ-open.dev.jsonl", most=5).examples
+    assert all(len(example.documents) == 3 for example in with_contexts(bare, index=index, depth=3)[0])
