@@ -93,7 +93,9 @@ def save_adapters(model: nn.Module, folder: Path, base_name: str | None = None) 
             ``AutoPeftModelForCausalLM`` finds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    # Embeddings are never trained; left to itself, peft asks the hub whether they were.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file({SHELLS + name: tensor for name, tensor in weights.items()}, folder / WEIGHTS_FILE)
     config = lora_config(model)
     if base_name is not None:

@@ -85,6 +85,10 @@ def load_causal(
     if "quantization_config" in settings and device is not None:
         settings["device_map"] = {"": device}
     model = load_weights(AutoModelForCausalLM, source.folder, source.base, **settings)
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            # Else a layer of 4 bits rounds and reorders its weight, for good, when it first computes in evaluation.
+            part.support_avx512bf16_for_cpu = False
     tokenizer = load_tokenizer(source.tokenizer, name)
     _fit(tokenizer, model, name)
     _adapt(model, source, lora)
@@ -283,6 +287,9 @@ def _adapt(model: PreTrainedModel, source: Source, lora: LoraConfig | None) -> N
         model.requires_grad_(True)
     elif source.adapter is not None:
         _check_same(model, source.adapter, lora)
+    elif lora.use_dora and bits(model) == 8 and model.device.type == "cpu":
+        raise ConfigError("use_dora on a base of 8 bits works on GPUs only: on a CPU, peft loses the base's scales",
+                          hint="--load-in-4bit, or leave --use-dora out")  # fmt: skip
     else:
         add_lora(
             model, lora.lora_rank, alpha=lora.lora_alpha, dropout=lora.lora_dropout, targets=lora.lora_targets,

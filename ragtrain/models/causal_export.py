@@ -15,15 +15,14 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from ragtrain.errors import ConfigError, DataError
 from ragtrain.models import weights
-from ragtrain.models.adapters import CONFIG_FILE, has_lora, load_adapters, merge_lora, save_adapters
+from ragtrain.models.adapters import CONFIG_FILE, has_lora, load_adapters, lora_config, merge_lora, save_adapters
 from ragtrain.models.causal import bits, load_causal
-from ragtrain.models.causal_config import source_of
 from ragtrain.models.folders import SIDECAR, hushed, load_weights, local_folder, read_json
 from ragtrain.records import write_json
 
@@ -64,7 +63,7 @@ def save_causal(
     Returns:
         The folder.
     """
-    base, adapter = absolute(source_of(base_name).base), has_lora(model)
+    base, adapter = _base_of(model, base_name), has_lora(model)
     network: dict[str, Any] = {
         "adapter": adapter,
         "bits": bits(model),
@@ -78,8 +77,7 @@ def save_causal(
         if adapter:
             save_adapters(model, path, base)
         else:
-            with hushed():
-                model.save_pretrained(path)
+            _save_network(model, path)
         with hushed():
             tokenizer.save_pretrained(path)
         write_json(path / SIDECAR, about)
@@ -115,21 +113,27 @@ def save_merged(
     """
     if not has_lora(model):
         raise ConfigError("there are no adapters to merge: all weights were trained", hint="Leave --merge out.")
-    source = source_of(base_name)
+    base = _base_of(model, base_name)
+    read_from = Path(model.config._name_or_path)  # where a hub id was found, which may be out of reach by now
     with _aside(Path(folder)) as path:
         adapter = path / "adapter"
-        save_adapters(model, adapter, absolute(source.base))
-        whole = load_weights(AutoModelForCausalLM, source.folder, source.base, dtype="auto")
+        save_adapters(model, adapter, base)
+        whole = load_weights(
+            AutoModelForCausalLM,
+            read_from if read_from.is_dir() else local_folder(base, kind="base"),
+            base,
+            dtype="auto",
+        )
         if getattr(whole, "is_quantized", False):
-            raise ConfigError(f"{source.base} itself is stored in few bits, to which adapters cannot be added",
+            raise ConfigError(f"{base} itself is stored in few bits, to which adapters cannot be added",
                               hint="Leave --merge out, or train on the model that it was made from.")  # fmt: skip
         load_adapters(whole, adapter)
         merge_lora(whole)
         shutil.rmtree(adapter)
         network = {"adapter": False, "bits": None, "dtype": str(whole.dtype).removeprefix("torch.")}
-        about = {**sidecar, "kind": KIND, "base": absolute(source.base), "network": network}
+        about = {**sidecar, "kind": KIND, "base": base, "network": network}
+        _save_network(whole, path)
         with hushed():
-            whole.save_pretrained(path)
             tokenizer.save_pretrained(path)
         write_json(path / SIDECAR, about)
         (path / "README.md").write_text(_card(about), encoding="utf-8")
@@ -227,10 +231,31 @@ def push_to_hub(folder: str | Path, repo_id: str) -> str:
     return f"https://huggingface.co/{repo_id}"
 
 
-def absolute(name: str) -> str:
-    """Return a folder with its whole path, and a hub id as it is."""
-    path = Path(name)
-    return str(path.resolve()) if path.is_dir() else name
+def _save_network(model: PreTrainedModel, path: Path) -> None:
+    """Write a network whatever its generation settings: some that transformers reads it refuses to write.
+
+    Of such settings (a temperature where nothing is sampled) only the tokens that begin and end a text are kept.
+    """
+    given: Any = model.generation_config
+    try:
+        given.validate(strict=True)
+    except ValueError as error:
+        log.warning("the generation settings of the base are left out: %s", str(error).split("\n")[1])
+        model.generation_config = cast("Any", GenerationConfig)(
+            bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
+        )
+    try:
+        with hushed():
+            model.save_pretrained(path)
+    finally:
+        model.generation_config = given
+
+
+def _base_of(model: PreTrainedModel, name: str) -> str:
+    """Return what adapters stand on: a folder with its whole path, or a hub id, which is not looked up again."""
+    if has_lora(model) and (there := lora_config(model).base_model_name_or_path):
+        return str(there)  # of adapters that were there at the beginning
+    return str(local_folder(name, kind="base").resolve()) if Path(name).is_dir() else name
 
 
 @contextmanager

@@ -178,6 +178,37 @@ def test_other_folders_are_refused(causal, trained, tmp_path: Path) -> None:
             load_causal_run(folder)
 
 
+def test_the_hub_is_not_asked_again(trained, batch, tmp_path: Path) -> None:
+    """Hours later it may be out of reach, and the run would end without its model."""
+    model, tokenizer, _ = trained()
+    folder = save_causal(model, tokenizer, tmp_path / "out", sidecar={}, base_name="owner/name")
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "owner/name"
+    assert "base_model: owner/name" in (folder / "README.md").read_text()
+    merged = save_merged(model, tokenizer, tmp_path / "merged", sidecar={}, base_name="owner/name")
+    torch.testing.assert_close(
+        label_logits(load_causal_run(merged)[0], batch), label_logits(model, batch), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_an_adapter_that_goes_on_keeps_its_base(trained, tmp_path: Path) -> None:
+    model, tokenizer, base = trained()
+    first = save_causal(model, tokenizer, tmp_path / "first", sidecar={}, base_name=base)
+    again, _ = load_causal(first, lora=LORA)
+    second = save_causal(again, tokenizer, tmp_path / "second", sidecar={}, base_name=str(first))
+    assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+    load_causal_run(second)
+
+
+def test_generation_settings_that_cannot_be_written(causal, tmp_path: Path, caplog) -> None:
+    model, tokenizer = load_causal(causal.folder(), lora=LoraConfig(lora_rank=0))
+    model.generation_config.temperature = 0.5
+    folder = save_causal(model, tokenizer, tmp_path / "out", sidecar={}, base_name=str(causal.folder()))
+    assert "temperature" in caplog.text
+    assert model.generation_config.temperature == 0.5
+    again = load_causal_run(folder)[0].generation_config
+    assert (again.eos_token_id, again.temperature) == (2, None)
+
+
 def test_an_export_that_fails_leaves_what_was_there(trained, tmp_path: Path, monkeypatch) -> None:
     model, tokenizer, base = trained()
     folder = save_causal(model, tokenizer, tmp_path / "out", sidecar={}, base_name=base)
