@@ -195,7 +195,7 @@ COMMON: Mapping[str, Alias] = {
 
 def find(table: Mapping[str, Alias], name: str) -> Alias | None:
     """Return the alias of a dotted name (with underscores), if there is one."""
-    return table.get(name) or COMMON.get(name)
+    return table.get(name) or COMMON.get(name.partition(".")[0] if name.startswith("hydra.") else name)
 
 
 def parents(table: Mapping[str, Alias]) -> set[str]:

@@ -123,6 +123,8 @@ def sampling(value: object) -> Meaning:
 def report_to(value: object) -> Meaning:
     """Read one tracker, several, or none."""
     names = [name.lower() for name in aliases.words(value)]
+    if "all" in names:
+        raise Refused("expected the names of trackers, or none")
     return Meaning((Give("run.trackers", [] if names == ["none"] else names),))
 
 

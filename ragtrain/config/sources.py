@@ -21,6 +21,8 @@ KEY_VALUE = re.compile(r"\+{0,2}[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*=")
 # Hydra's ~KEY: without it, that is back to the default.
 DELETE = re.compile(r"~[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*(=|$)")
 COMMAND_LINE = "command line"
+# OmegaConf's references to other keys and to resolvers, as ${experiment} or ${now:%Y}.
+REFERENCE = re.compile(r"\$\{[^}]*\}")
 
 
 class _Default:
@@ -105,8 +107,11 @@ class Found:
         """
         leaf, message = resolve(self.command, key)
         alias = None if leaf is not None else aliases.find(self.command.aliases, _underscored(key))
+        reference = REFERENCE.search(typed.raw) if isinstance(typed.raw, str) else None
         try:
-            if leaf is not None:
+            if reference is not None and (leaf is not None or alias is not None):
+                self.fail(spelling or key, origin, f"{reference[0]} is not looked up here: write the value", typed.raw)
+            elif leaf is not None:
                 self._take(leaf, typed, origin)
             elif alias is not None:
                 self._translate(alias, spelling or key, typed, origin)

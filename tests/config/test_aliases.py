@@ -286,39 +286,48 @@ def test_two_keys_of_one_field(write):
     assert changed(resolve("train.seed=1", "shuffle=8").config) == {"loop.seed": 1}
 
 
-WITH_A_VALUE = {
-    "convert": "true", "defaults": ["_self_"], "hydra": {"run": {"dir": "."}}, "_target_": "ragfit.models.hf.HFTrain",
-    "peft._target_": "peft.LoraConfig", "quantization._target_": "transformers.BitsAndBytesConfig",
-}  # fmt: skip
+TARGETS = ("ragfit.models.hf.HFTrain", "peft.LoraConfig", "transformers.BitsAndBytesConfig")
 VALUES = ("true", "false", "1", "0.5", "none", "lora", "causal_lm", "nf4", "6.0", "bitsandbytes", "main", "bfd", "nll",
-          "adamw_torch", "linear", "steps", "random", "loss", "float32", "sdpa", "null")  # fmt: skip
+          "adamw_torch", "linear", "steps", "random", "loss", "float32", "sdpa")  # fmt: skip
 
 
-@pytest.mark.parametrize("key", sorted(SftConfig.aliases))
-def test_every_alias_takes_a_value_and_null(key, write):
-    if key.endswith("_target_"):
-        values = [WITH_A_VALUE[name] for name in ("_target_", "peft._target_", "quantization._target_")]
-    else:
-        values = VALUES
-    accepted, places = [], []
-    for value in values:
-        try:
-            resolved = resolve(files=[path := write(f"{key}: {value}\n")])
-        except ConfigError as error:
-            places.append(f"{path}:1" in error.message)
-            continue
-        accepted.append(value)
-        assert len(resolved.notes) <= 1
-    assert accepted
-    assert all(places)
-    if key not in ("lora", "model.lora"):
-        resolved = resolve(files=[write(f"{key}: null\n")])
-        assert (changed(resolved.config), resolved.notes) == ({}, [])
-        if aliases.find(SftConfig.aliases, key).fields:
-            assert set(aliases.find(SftConfig.aliases, key).fields) <= set(fields.leaves(SftConfig))
+@pytest.mark.parametrize("section", sorted({"", *aliases.parents(SftConfig.aliases)}))
+def test_every_alias_takes_a_value_and_null(section, write):
+    table = fields.leaves(SftConfig)
+    keys = [key for key in SftConfig.aliases if key.rpartition(".")[0] == section]
+    assert keys
+    for key in keys:
+        alias = SftConfig.aliases[key]
+        assert set(alias.fields) <= set(table), key
+        accepted = False
+        for value in (TARGETS if key.endswith("_target_") else VALUES) if not alias.null else ("null",):
+            path = write(f"{key}: {value}\n")
+            try:
+                resolved = resolve(files=[path])
+            except ConfigError as error:
+                said = error.message
+                assert f"{path}:1" in said, key
+            else:
+                accepted = True
+                assert len(resolved.notes) <= 1
+                break
+        assert accepted, key
+        if not alias.null:
+            resolved = resolve(files=[write(f"{key}: null\n")])
+            assert (changed(resolved.config), resolved.notes) == ({}, []), key
+
+
+def test_references_are_not_taken_for_texts(write):
+    path = write("train:\n  output_dir: ${experiment}/x\nbest_metric: ${a}\n")
+    assert problems("limit=${b:c}", files=[path]) == [
+        f"train.output_dir = '${{experiment}}/x' ({path}:2): ${{experiment}} is not looked up here: write the value",
+        f"loop.best_metric = '${{a}}' ({path}:3): ${{a}} is not looked up here: write the value",
+        "limit = '${b:c}' (argument): ${b:c} is not looked up here: write the value",
+    ]
 
 
 def test_blocks_of_hydra(write):
+    assert changed(resolve("hydra.run.dir=.", "+hydra.job.name=a").config) == {}
     resolved = resolve(files=[write({"defaults": ["_self_"], "hydra": {"run": {"dir": "."}, "job": None}})])
     assert changed(resolved.config) == {}
     assert len(resolved.notes) == 1

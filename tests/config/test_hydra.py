@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ragtrain.cli import app, main
+from ragtrain.cli import main
 from ragtrain.config import bundled
 from ragtrain.config.commands import RagConfig, SftConfig
 from ragtrain.config.load import load_config
@@ -20,11 +20,6 @@ THOUGHT = (
     "-cp configs/paper -cn training-asqa data_file=asqa-raft-cot-train.jsonl output_key=generated_answer "
     "train.output_dir=./trained_models_cot/"
 )
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    monkeypatch.setitem(app.COMMANDS, SftConfig, "ragtrain.train.sft:run")
 
 
 @pytest.fixture
