@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Fact:
     questions: tuple[str, ...]  # hold {E}
     answer: str
     theme: str
+    kind: str  # of the answer, a key of _TYPES
+    statements: tuple[str, ...]  # every way to tell it, ``statement`` among them
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class InventedQuestion:
     question: str
     answer: str
     start: int
+    fact: Fact
+    subject: Subject
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ TEMPLATES: list[list[str]] = [
 ]
 _POSSESSIVES = {"it": "its", "he": "his", "she": "her", "they": "their"}
 _SENTENCES: dict[str, list[str]] = _TABLES["sentences"]
+HEADERS: list[str] = _SENTENCES["headers"]
 
 
 # ---------------------------------------------------------------- names spelled from letters
@@ -288,13 +293,14 @@ def noun_fact(rng: random.Random, theme: str, palette: Sequence[str]) -> Fact:
         noun = f"{rng.choice(WORDS['adjectives'])} {noun}"
     elif rng.random() < 0.15:
         noun = f"{noun} of {rng.choice(_ANY_WORD)}"
-    statement = rng.choice(_SENTENCES["noun_statements"]).replace("{N}", noun).replace("{N^}", _cap(noun))
+    told = tuple(text.replace("{N}", noun).replace("{N^}", _cap(noun)) for text in _SENTENCES["noun_statements"])
+    statement = rng.choice(told)
     who = "who" if kind == "person" else rng.choice(("what", "what", "which"))
     questions = tuple(
         text.replace("{N}", noun).replace("{W}", _cap(who)).replace("{w}", who)
         for text in rng.sample(_SENTENCES["noun_questions"], 2)
     )
-    return Fact(statement, questions, _TYPES[kind](rng), theme)
+    return Fact(statement, questions, _TYPES[kind](rng), theme, kind, told)
 
 
 def verb_fact(rng: random.Random) -> Fact:
@@ -302,15 +308,17 @@ def verb_fact(rng: random.Random) -> Fact:
     frame = rng.choice(_TABLES["verb_frames"])
     verb = rng.choice(WORDS["verbs"]) if rng.random() < 0.7 else f"{pseudo_word(rng, rng.choice((1, 2)))}ed"
     asked = tuple(text.replace("{R}", verb) for text in frame["questions"])
-    statement = rng.choice(frame["statements"]).replace("{R}", verb)
-    return Fact(statement, asked, _TYPES[frame["kind"]](rng), frame["theme"])
+    told = tuple(text.replace("{R}", verb) for text in frame["statements"])
+    statement = rng.choice(told)
+    return Fact(statement, asked, _TYPES[frame["kind"]](rng), frame["theme"], frame["kind"], told)
 
 
 def loose_fact(rng: random.Random) -> Fact:
     """A fact whose question shares few words with its statement."""
     frame = rng.choice(_TABLES["loose"])
-    statement = rng.choice(frame["statements"])
-    return Fact(statement, tuple(frame["questions"]), _TYPES[frame["kind"]](rng), frame["theme"])
+    told = tuple(frame["statements"])
+    statement = rng.choice(told)
+    return Fact(statement, tuple(frame["questions"]), _TYPES[frame["kind"]](rng), frame["theme"], frame["kind"], told)
 
 
 def draw_facts(rng: random.Random, theme: str, count: int) -> list[Fact]:
@@ -409,7 +417,7 @@ def _write(
         sentence, start = _put(piece, told_fact.answer)
         about = name if rng.random() < 0.8 else f"the {kind} {name}"
         asked = rng.choice(told_fact.questions).replace("{E}", about)
-        questions.append(InventedQuestion(asked, told_fact.answer, len(text) + start))
+        questions.append(InventedQuestion(asked, told_fact.answer, len(text) + start, told_fact, subject))
         text += sentence
     return InventedPassage(name, text, tuple(questions))
 
@@ -424,9 +432,37 @@ def entity(rng: random.Random, n_passages: int, max_words: int = 60) -> list[Inv
         if rng.random() < 0.15:  # the same relation of someone else
             twin = rng.choice(facts)
             value = rng.choice(draw_facts(rng, theme, 3)).answer
-            stranger = Fact(twin.statement, twin.questions, value, theme)
+            stranger = replace(twin, answer=value)
         passages.append(_write(rng, subject, facts, max_words, stranger))
     return passages
+
+
+def twin(rng: random.Random, passage: InventedPassage, max_words: int = 60) -> InventedPassage:
+    """A passage of another entity of the same kind that tells mostly the same relations with other values."""
+    asked = passage.questions
+    subject = replace(asked[0].subject, name=entity_name(rng))
+    kept = rng.sample(asked, rng.randint(1, len(asked)))
+    facts = [replace(q.fact, answer=_TYPES[q.fact.kind](rng), statement=rng.choice(q.fact.statements)) for q in kept]
+    facts += [
+        fact
+        for fact in draw_facts(rng, facts[0].theme, rng.randint(1, 2))
+        if all(fact.questions[0] != other.questions[0] for other in facts)
+    ]
+    rng.shuffle(facts)
+    return _write(rng, subject, facts, max_words, None)
+
+
+def reply(rng: random.Random, question: InventedQuestion) -> tuple[str, int]:
+    """A whole sentence that answers a question, and where the answer stands in it (characters)."""
+    if rng.random() < 0.25:
+        told = replace(question.fact, statement=rng.choice(question.fact.statements))
+        return _put(_tell(rng, told, question.subject, named=True), question.answer)
+    return put_reply(rng, question.answer)
+
+
+def put_reply(rng: random.Random, answer: str) -> tuple[str, int]:
+    """A sentence that says no more than an answer, and where the answer stands in it (characters)."""
+    return _put(rng.choice(_SENTENCES["replies"]), answer)
 
 
 def copy_task(rng: random.Random) -> tuple[str, str, int]:

@@ -374,11 +374,17 @@ def rate(progress: float, step: int, top: float) -> float:
 
 Batches = Callable[[int], Any]
 Loss = Callable[[nn.Module, dict[str, Tensor], float], tuple[Tensor, Tensor, Tensor]]
+Optimizers = Callable[[nn.Module, float], list[torch.optim.Optimizer]]
+
+
+def adamw(model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """One AdamW for all weights."""
+    return [torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
 @dataclass
 class Course:
-    """What differs between the two trainings."""
+    """What differs between the trainings."""
 
     name: str
     model: PreTrainedModel
@@ -386,6 +392,7 @@ class Course:
     held_out: Sequence[dict[str, Tensor]]
     loss: Loss  # (model, batch, progress) -> (objective, cross-entropy, accuracy)
     learning_rate: float
+    optimizers: Optimizers = adamw
 
 
 def examine(course: Course) -> dict[str, float]:
@@ -398,13 +405,15 @@ def examine(course: Course) -> dict[str, float]:
 def train(course: Course, seconds: float, folder: Path, max_steps: int | None = None) -> dict[str, float]:
     """Train for so many seconds (those of an interrupted run counted), with a checkpoint every two minutes."""
     model = course.model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=course.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizers = course.optimizers(model, course.learning_rate)
+    tops = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     checkpoint = folder / f"{course.name}.pt"
     step, spent = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
         step, spent = state["step"], state["spent"]
     source = stream(course.batches, step)
     began, saved, shown = time.monotonic() - spent, time.monotonic(), spent
@@ -413,7 +422,8 @@ def train(course: Course, seconds: float, folder: Path, max_steps: int | None = 
         spent = time.monotonic() - began
         over = spent >= seconds or step == max_steps
         if over or time.monotonic() - saved > 120:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent}
+            stored = [optimizer.state_dict() for optimizer in optimizers]
+            state = {"model": model.state_dict(), "optimizers": stored, "step": step, "spent": spent}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             saved = time.monotonic()
@@ -424,14 +434,16 @@ def train(course: Course, seconds: float, folder: Path, max_steps: int | None = 
         if over:
             source.close()
             return figures
-        for group in optimizer.param_groups:
-            group["lr"] = rate(spent / seconds, step, course.learning_rate)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group, top in zip(groups, tops, strict=True):
+            group["lr"] = rate(spent / seconds, step, top)
         with torch.autocast("cpu", torch.bfloat16):
             objective, loss, _ = course.loss(model, next(source), spent / seconds)
-        optimizer.zero_grad()
+        model.zero_grad()
         objective.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         mean = loss.item() if math.isnan(mean) else 0.99 * mean + 0.01 * loss.item()
 
