@@ -27,6 +27,8 @@ BODY = (
     "[1] Oslo\nOslo is the capital of Norway.\n\n[2] Glomma\nThe Glomma is Norway's longest river.\n\n"
     "[3] Helium is a gas.\n\nQuestion: Which city is the capital?"
 )
+PASSAGES = BODY.partition("\n\nQuestion:")[0]
+SHOWN = "[1] Glomma\nThe Glomma is Norway's longest river.\n\nQuestion: How long is the Glomma?\nAnswer: 621 km\n\n"
 
 
 def texts(tokenizer: object, settings: PromptSettings, sample: Sample = SAMPLE) -> tuple[str, str, str]:
@@ -172,6 +174,25 @@ def test_merges_across_the_end_of_a_prompt_are_said_once(
         prompter.encode([sample])
     assert prompter.tokenizer.decode(encoded.ids[encoded.labels != IGNORED]) == " city<|im_end|>"
     assert caplog.text.count("not the first ones of the example") == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("{query}\n=>{output}", f"Be brief.\n\n{SHOWN}{BODY}\n=>"),
+        ("{instruction}\n{query}\n=>{output}", f"Be brief.\n{SHOWN}{BODY}\n=>"),
+        ("{shots}{context}\n{question}\n=>{output}", f"Be brief.\n\n{SHOWN}{PASSAGES}\n{SAMPLE.question}\n=>"),
+        ("{context}\n{question}\n=>{output}", f"Be brief.\n\n{SHOWN}{PASSAGES}\n{SAMPLE.question}\n=>"),
+        ("{{ question }} {{ output }}", f"Be brief.\n\n{SHOWN}{SAMPLE.question}"),
+    ],
+)
+def test_nothing_is_left_out_of_a_template(chats: SimpleNamespace, template: str, prompt: str) -> None:
+    sample = dataclasses.replace(SAMPLE, shots=(SHOT,))
+    settings = PromptSettings("Be brief.", template=template)
+    assert texts(chats.bpe(chat=chats.chatml), settings, sample)[0] == prompt  # rather than the chat template
+    bare = texts(chats.bpe(), PromptSettings(template=template), SAMPLE)[0]
+    assert "Be brief." not in bare
+    assert not bare.startswith("\n\n")
 
 
 def test_extract(chats: SimpleNamespace) -> None:
