@@ -35,7 +35,7 @@ from ragtrain.errors import (
 
 ROOT = Path(ragtrain.__file__).parents[1]
 HEAVY = {"torch", "transformers", "datasets", "faiss", "accelerate", "numpy", "peft", "evaluate", "pandas", "rich"}
-HELPS = [[], ["data"], ["index"], ["train"], *(command.name.split() for command in COMMANDS)]
+HELPS = [[], ["data"], ["index"], ["train"], ["config"], *(command.name.split() for command in COMMANDS)]
 
 
 @pytest.fixture
