@@ -1,0 +1,1 @@
+"""Graph foundation models: networks over a knowledge graph that a question conditions."""
