@@ -91,7 +91,7 @@ def test_an_earlier_checkpoint_is_evaluated_with_vectors_of_its_own(
         fingerprints.append(result.summary["fingerprint"])
         assert ("encoded anew" in caplog.text) == (checkpoint != "final")
         row = json.loads((tmp_path / checkpoint / "predictions.jsonl").read_text().splitlines()[0])
-        model = evaluate.load_model_of(evaluate.subject_of(asked))
+        model = evaluate.rag.load_model_of(evaluate.subject_of(asked))
         index = DenseIndex.open(finished / "index")
         vectors = model.passage_encoder.encode_passages([index.passages.texts(i) for i in range(index.count)])
         query = model.question_encoder.encode_questions([row["question"]])[0]
