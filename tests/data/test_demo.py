@@ -196,3 +196,62 @@ def test_a_malformed_file_is_located(tmp_path: Path, monkeypatch: pytest.MonkeyP
         reading.read_templates("key")
     with pytest.raises(DataError, match=r"odd\.tsv:2: 3 cells"):
         reading.read_table("odd")
+
+
+# ---------------------------------------------------------------- the causal model
+
+
+def test_the_causal_model_is_small_and_plain() -> None:
+    import json
+
+    config = json.loads((demo.CAUSAL / "config.json").read_text(encoding="utf-8"))
+    assert config["model_type"] == "llama"
+    assert config["max_position_embeddings"] >= 1024
+    assert config["tie_word_embeddings"]
+    files = {path.name for path in demo.CAUSAL.iterdir()}
+    assert files == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert (demo.CAUSAL / "model.safetensors").stat().st_size < 5e6
+
+
+def test_the_tokenizer_of_the_causal_model_begins_a_text_and_does_not_end_it() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo.CAUSAL)
+    assert tokenizer.model_max_length >= 1024
+    prompt = "[1] Velmor\nA town.\n\nQuestion: What is Velmor?\nAnswer:"
+    ids = tokenizer(prompt)["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer(f"{prompt} a town")["input_ids"][: len(ids)] == ids, "an answer does not change its prompt"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == prompt
+    assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
+
+
+def test_the_causal_model_reads_and_answers_in_sentences() -> None:
+    """Its base looks things up in a passage, and says them in a whole sentence, the same one each time."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo.CAUSAL)
+    model = AutoModelForCausalLM.from_pretrained(demo.CAUSAL, dtype=torch.float32).eval()
+    told = {"Velmor": ("Oskitan", "Tarnaby"), "Grisk": ("Ulfwick", "Peraloma")}
+    passages = [
+        f"[{rank}] {name}\n{name} is a village. The owner of {name} is {owner}. The harbour of {name} is {harbour}.\n\n"
+        for rank, (name, (owner, harbour)) in enumerate(told.items(), 1)
+    ]
+    answers = []
+    for name in told:
+        for noun in ("owner", "harbour"):
+            ids = tokenizer(f"{''.join(passages)}Question: What is the {noun} of {name}?\nAnswer:", return_tensors="pt")
+            twice = [model.generate(**ids, max_new_tokens=24, do_sample=False)[0] for _ in range(2)]
+            assert torch.equal(*twice)
+            assert twice[0][-1] == tokenizer.eos_token_id
+            answers.append(tokenizer.decode(twice[0][ids["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    values = [value for pair in told.values() for value in pair]
+    assert not set(answers) & set(values), "short answers come with fine-tuning only"
+    assert sum(value in answer for value, answer in zip(values, answers, strict=True)) >= 2, answers

@@ -26,6 +26,7 @@ ORIGIN = "Facts from general knowledge, tables and wording written for ragtrain"
 #: The small models that the demo starts from; they have read about invented entities only.
 ENCODER = Path(__file__).parent / "models" / "encoder"
 GENERATOR = Path(__file__).parent / "models" / "generator"
+CAUSAL = Path(__file__).parent / "models" / "causal"
 #: Where the demo set goes when a command needs it and was told no place.
 FOLDER = Path("data/demo")
 
