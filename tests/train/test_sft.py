@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -127,6 +129,29 @@ def test_a_dry_run_writes_nothing(causal_lm: Callable[..., Path], corner: Path, 
     assert "Question:" in said
     assert "trained" in said
     assert "times fewer tokens" in said
+
+
+def test_a_run_that_goes_on_has_the_date_it_began_with(
+    causal_lm: Callable[..., Path], corner: Path, tmp_path: Path
+) -> None:
+    """Some chat templates write today's date; on another day the prompts of a run are still the same."""
+    model = shutil.copytree(causal_lm("llama", chat=True), tmp_path / "model")
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text("{{ strftime_now('%Y-%m-%d') }}" + template)
+    config = config_of(model, corner, tmp_path / "run", max_steps=1)
+    sft.run(config)
+    about = tmp_path / "run" / "data.json"
+    content = json.loads(about.read_text())
+    content["prompt"]["date"] = "2020-02-29"
+    about.write_text(json.dumps(content))
+    sft.run(config_of(model, corner, tmp_path / "run", max_steps=2))
+    assert json.loads(about.read_text())["prompt"]["date"] == "2020-02-29"
+    sft.run(config_of(model, corner, tmp_path / "run", max_steps=2, overwrite=True))
+    assert json.loads(about.read_text())["prompt"]["date"] == content_date()
+
+
+def content_date() -> str:
+    return datetime.datetime.now(tz=datetime.UTC).astimezone().date().isoformat()
 
 
 def test_the_best_checkpoint_is_that_of_the_metric(

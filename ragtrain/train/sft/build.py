@@ -24,6 +24,7 @@ from ragtrain.models.causal import (
     supports_packing,
     supports_shared,
 )
+from ragtrain.models.folders import read_json
 from ragtrain.prepare.contexts import with_contexts
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def build(config: SftConfig, rows: SftRows, accelerator: Accelerator) -> SftPart
         compile_layers(model)
     if bits(model) is None:
         model.to(accelerator.device)
-    asked = PromptSettings.from_config(config.prompt)
+    asked = dataclasses.replace(PromptSettings.from_config(config.prompt), date=_date_of(config))
     sources = {
         name: SftSource(
             _maker(config, examples, rows.train, training=name == "train"), Prompter(tokenizer, asked),
@@ -113,8 +114,18 @@ def build(config: SftConfig, rows: SftRows, accelerator: Accelerator) -> SftPart
             rows.sources[name]["overflow"] = report.to_json()
     if config.batches.packing or config.batches.shared_context:
         _check_sharing(config, model, sources["train"], accelerator)
+    rows.sources["prompt"] = sources["train"].prompter.settings.to_json()
     sidecar = _sidecar(config, rows, sources["train"].prompter.settings, base_name)
     return SftParts(model, tokenizer, sources["train"], sources["validation"], base_name, sidecar)
+
+
+def _date_of(config: SftConfig) -> str | None:
+    """Return the date that a run which goes on has in its prompts: some chat templates write today's."""
+    file, resume = config.run.output_dir / "data.json", config.loop.resume
+    if resume == "never" or (config.run.overwrite and resume == "auto") or not file.is_file():
+        return None
+    prompt = read_json(file).get("prompt")
+    return prompt.get("date") if isinstance(prompt, dict) else None
 
 
 def _check_sharing(config: SftConfig, model: PreTrainedModel, source: SftSource, accelerator: Accelerator) -> None:
@@ -127,7 +138,9 @@ def _check_sharing(config: SftConfig, model: PreTrainedModel, source: SftSource,
     reason = supports_shared(model, config.prompt.max_length) if shared else supports_packing(model)
     if reason:
         raise ConfigError(reason, hint=f"leave {'--shared-context' if shared else '--packing'} out")
-    some = source.plan(0)[0][:CHECKED]
+    # Rows that do share, where there are any.
+    groups = source.groups(0) if shared else []
+    some = list(next((group.members for group in groups if group.prefix), source.plan(0)[0]))[:CHECKED]
     encoded, ids = [source.rows(0).encoded[i] for i in some], [source.rows(0).samples[i].id for i in some]
     alone = collate_rows(encoded, ids, source.pad_id).to(accelerator.device)
     with accelerator.autocast():
