@@ -287,3 +287,34 @@ def test_paired_bootstrap_refuses_unpaired_values_and_has_no_opinion_on_nothing(
     with pytest.raises(ValueError, match="2 and 1 values"):
         metrics.paired_bootstrap([1.0, 0.0], [1.0])
     assert all(math.isnan(value) for value in metrics.paired_bootstrap([], []))
+
+
+@given(
+    st.permutations(range(9)),
+    st.sets(st.integers(0, 11), min_size=1, max_size=6),
+    st.integers(1, 12),
+)
+def test_rankings_against_the_definitions(ranking: list[int], gold: set[int], k: int) -> None:
+    """Gold items 9 to 11 are in no ranking: they count in every denominator."""
+    ranks = metrics.gold_ranks(ranking, gold)
+    assert metrics.recall_at(ranks, len(gold), k) == pytest.approx(len(gold & set(ranking[:k])) / len(gold))
+    hits, reciprocal = [], []
+    for item in gold:
+        without_others = [other for other in ranking if other == item or other not in gold]
+        found = item in without_others
+        hits.append(found and without_others.index(item) + 1 <= k)
+        reciprocal.append(1 / (without_others.index(item) + 1) if found else 0.0)
+    filtered = metrics.filtered_ranks(ranks)
+    assert metrics.hits_at(filtered, len(gold), k) == pytest.approx(statistics.fmean(hits))
+    assert metrics.reciprocal_rank(filtered, len(gold)) == pytest.approx(statistics.fmean(reciprocal))
+
+
+def test_filtered_ranks_are_kinder_than_true_ones() -> None:
+    """The example measured with GFM-RAG's own evaluation: gold at true ranks 1 and 3."""
+    ranks = metrics.gold_ranks([7, 5, 8, 6], {7, 8})
+    assert ranks == [1, 3]
+    assert metrics.recall_at(ranks, 2, 2) == 0.5
+    assert metrics.hits_at(metrics.filtered_ranks(ranks), 2, 2) == 1.0
+    assert metrics.reciprocal_rank(metrics.filtered_ranks(ranks), 2) == 0.75
+    assert math.isnan(metrics.recall_at([], 0, 5))
+    assert math.isnan(metrics.reciprocal_rank([], 0))
