@@ -171,6 +171,10 @@ def ask(config: EvalConfig, causal: Causal, examples: Sequence[Example]) -> tupl
     conditions, n_docs = conditions_of(config, causal), n_docs_of(config, causal)
     about = None
     index = _index_of(config, causal) if set(conditions) != {"closed-book"} else None
+    if config.retrieval is not None and index is None:
+        raise ConfigError(
+            "--retrieval says how an index is searched, and none is", hint="give --index-path, or leave it out"
+        )
     rows = list(examples)
     if index is not None:
         depth = max(HARD * n_docs, *config.recall_at, 1)

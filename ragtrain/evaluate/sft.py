@@ -201,7 +201,7 @@ def _describe(
     described: dict[str, Any] = {
         "kind": "sft",
         "condition": asked.condition,
-        "role": role,
+        "role": role if causal.fine_tuned or causal.network.get("adapter") else "plain",
         "n": len(asked.samples),
         "left_out": asked.left_out,
         "skipped": about["skipped"],

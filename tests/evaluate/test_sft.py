@@ -383,6 +383,7 @@ def test_a_plain_model_is_asked_with_the_usual_prompt(base: Path, corner: Path, 
     assert "--conditions" in str(caught.value.hint)
     result = run(config_of(base, test_data=corner, conditions=("closed-book", "gold"), max_new_tokens=4))
     assert result.path.parent.parent == Path("runs")
+    assert result.evaluations["gold"].summary["role"] == "plain"
     model, tokenizer = load_causal(base)
     settings = json.loads((result.path / "closed-book" / "metrics.json").read_text())["prompt"]
     assert settings["max_length"] == 1024, "no longer than the model's positions"
@@ -396,6 +397,8 @@ def test_options_that_mean_nothing_are_refused_by_name(run_of: Callable[..., Pat
         name = next(iter(changes)).replace("_", "-")
         with pytest.raises(ConfigError, match=f"^--{name} means nothing to a causal language model"):
             run(config_of(folder, **changes))
+    with pytest.raises(ConfigError, match="--retrieval says how an index is searched"):
+        run(config_of(folder, retrieval="bm25", conditions=("closed-book",)))
     assert not (folder / "eval").exists()
 
 
