@@ -12,15 +12,27 @@ marginal.py     rag-sequence: the marginal likelihood over passages
 token.py        rag-token: the marginal likelihood of each token
 distill.py      pdist and emdr: the generator teaches the retriever
 contrastive.py  InfoNCE: passages that answer against all others
+
+Those of graph models are functions of the scores of entities:
+
+ranking.py      self-adversarial and listwise cross-entropies over entities, and over documents
 """
 
 from ragtrain.losses.contrastive import info_nce
 from ragtrain.losses.distill import emdr, pdist
 from ragtrain.losses.marginal import RagSequenceLoss, Smoothing, entropy, log_joint, log_prior, rag_sequence
 from ragtrain.losses.output import LossOutput
+from ragtrain.losses.ranking import (
+    document_cross_entropy,
+    document_scores,
+    list_cross_entropy,
+    scored_documents,
+    self_adversarial_bce,
+)
 from ragtrain.losses.token import RagTokenLoss, rag_token
 
 __all__ = [
-    "LossOutput", "RagSequenceLoss", "RagTokenLoss", "Smoothing", "emdr", "entropy", "info_nce", "log_joint",
-    "log_prior", "pdist", "rag_sequence", "rag_token",
+    "LossOutput", "RagSequenceLoss", "RagTokenLoss", "Smoothing", "document_cross_entropy", "document_scores", "emdr",
+    "entropy", "info_nce", "list_cross_entropy", "log_joint", "log_prior", "pdist", "rag_sequence", "rag_token",
+    "scored_documents", "self_adversarial_bce",
 ]  # fmt: skip

@@ -1,0 +1,262 @@
+"""The graph foundation model: relations and a question as text vectors, scores of all entities as the answer.
+
+Relations do not depend on the question: their vectors, from the text of their names, are one table for the graph, and each
+layer projects it. A question enters at the boundary, the entities it starts from, and in the head.
+
+Source: GFM-RAG (Luo et al. 2025, arXiv:2502.01113) and its code of version 1, whose checkpoints load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ragtrain.errors import ConfigError, RagtrainError
+from ragtrain.models.gfm.edges import GraphTensors, Removed, unique_seeds
+from ragtrain.models.gfm.kernel import Message
+from ragtrain.models.gfm.layers import Aggregate, Boundary, Degrees, NBFLayer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from torch import Tensor
+
+__all__ = ["GfmSettings", "GraphNetwork", "GraphTensors", "Removed"]
+
+_HEAD_BYTES = 64 << 20
+"""Hidden values of the head that exist at a time where no gradient is wanted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GfmSettings:
+    """The form of a graph network.
+
+    Attributes:
+        hidden_dim: D, width of states.
+        num_layers: rounds of messages.
+        message: how a neighbour's state and a relation become a message.
+        aggregate: how messages are gathered.
+        short_cut: add each layer's input to its output.
+        layer_norm: normalise each layer before its activation.
+        text_dim: width of the text vectors of relations and questions.
+    """
+
+    hidden_dim: int = 512
+    num_layers: int = 6
+    message: Message = "distmult"
+    aggregate: Aggregate = "sum"
+    short_cut: bool = True
+    layer_norm: bool = True
+    text_dim: int = 768
+
+    def __post_init__(self) -> None:
+        for name, choices in (("message", get_args(Message)), ("aggregate", get_args(Aggregate))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name}: there is no {getattr(self, name)!r}; there are {', '.join(choices)}")
+        if min(self.hidden_dim, self.num_layers, self.text_dim) < 1:
+            raise ConfigError("a graph network needs a width, a layer and a width of texts of at least 1")
+        if self.message == "rotate" and self.hidden_dim % 2:
+            raise ConfigError(f"message rotate needs an even hidden_dim, not {self.hidden_dim}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> GfmSettings:
+        """Return the settings of their JSON form; keys it does not know are an error.
+
+        Raises:
+            ConfigError: a key that there is not, or a value that cannot be.
+        """
+        unknown = value.keys() - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ConfigError(f"a graph network has no setting {', '.join(sorted(unknown))}")
+        return cls(**value)
+
+
+class GraphNetwork(nn.Module):
+    """Scores of entities for queries over a graph.
+
+    Args:
+        settings: form of the network.
+        text_dim: width of the text vectors, in place of that of the settings.
+
+    Attributes:
+        activation_checkpointing: recompute layers in the backward pass instead of keeping their insides.
+        null_states: compute states that no query has reached once for the batch; exact.
+    """
+
+    def __init__(self, settings: GfmSettings, text_dim: int | None = None) -> None:
+        super().__init__()
+        if text_dim is not None:
+            settings = dataclasses.replace(settings, text_dim=text_dim)
+        self.settings = settings
+        width = settings.hidden_dim
+        self.relation_mlp = nn.Linear(settings.text_dim, width)
+        self.question_mlp = nn.Linear(settings.text_dim, width)
+        self.layers = nn.ModuleList(
+            NBFLayer(
+                width,
+                settings.message,
+                settings.aggregate,
+                layer_norm=settings.layer_norm,
+                short_cut=settings.short_cut,
+            )
+            for _ in range(settings.num_layers)
+        )
+        self.head = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, 1))
+        self.activation_checkpointing = False
+        self.null_states = False
+
+    def questions_from_relations(self) -> None:
+        """Begin the map of questions with that of relations: both read vectors of one text encoder.
+
+        Pretraining asks with relations and never trains the map of questions.
+        """
+        self.question_mlp.load_state_dict(self.relation_mlp.state_dict())
+
+    def relation_states(self, relation_features: Tensor) -> Tensor:
+        """Return the relations of a graph, (2R, D), from the text vectors of their names, (2R, text_dim)."""
+        states: Tensor = self.relation_mlp(relation_features)
+        return states
+
+    def score_tails(
+        self,
+        graph: GraphTensors,
+        relation_features: Tensor,
+        heads: Tensor,
+        relations: Tensor,
+        candidates: Tensor | None = None,
+        *,
+        removed: Removed | None = None,
+    ) -> Tensor:
+        """Return logits of tails for queries (head, relation, ?); a query for a head asks with the inverse relation.
+
+        Args:
+            graph: the edges.
+            relation_features: (2R, text_dim) text vectors of relations and of inverse relations.
+            heads: (B,) int.
+            relations: (B,) int in [0, 2R).
+            candidates: (B, C) entities to score, or all of them.
+            removed: edges that single queries do without, as ``graph.own_edges`` of a training batch.
+
+        Returns:
+            (B, C), or (B, N).
+        """
+        relation_states = self.relation_states(relation_features)
+        query = relation_states[relations.long()]
+        rows = torch.arange(len(query), device=query.device)
+        boundary = Boundary(heads.long() * len(query) + rows, query)
+        states = self._run(graph, relation_states, boundary, len(query), removed)
+        return self._score(states, query, candidates)
+
+    def score_entities(
+        self,
+        graph: GraphTensors,
+        relation_features: Tensor,
+        question_vectors: Tensor,
+        seeds: Sequence[Tensor | np.ndarray | Sequence[int]],
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return logits of all entities for questions.
+
+        Args:
+            graph: the edges.
+            relation_features: (2R, text_dim) text vectors of relations and of inverse relations.
+            question_vectors: (B, text_dim).
+            seeds: the entities of each question; one without any is scored by the question's vector alone.
+            weights: (N,) how much each entity counts as a seed; without it 1.
+
+        Returns:
+            (B, N).
+        """
+        if len(seeds) != len(question_vectors):
+            raise RagtrainError(f"there are {len(question_vectors)} questions and seeds of {len(seeds)}")
+        query, boundary = self._question_boundary(question_vectors, seeds, weights)
+        states = self._run(graph, self.relation_states(relation_features), boundary, len(query), None)
+        return self._score(states, query, None)
+
+    def _question_boundary(
+        self,
+        question_vectors: Tensor,
+        seeds: Sequence[Tensor | np.ndarray | Sequence[int]],
+        weights: Tensor | None,
+    ) -> tuple[Tensor, Boundary]:
+        query = self.question_mlp(question_vectors)
+        nodes, rows = unique_seeds(seeds, query.device)
+        values = query[rows]
+        if weights is not None:
+            values = values * weights[nodes].unsqueeze(1).to(values.dtype)
+        return query, Boundary(nodes * len(query) + rows, values)
+
+    def _run(
+        self, graph: GraphTensors, relation_states: Tensor, boundary: Boundary, batch: int, removed: Removed | None
+    ) -> Tensor:
+        """Return the states of all entities after the last layer, (N, B, D)."""
+        states = boundary.dense(graph.n_entities, batch)
+        degrees = Degrees.of(graph, removed, dtype=_wide(states.dtype))
+        for module in self.layers:
+            arguments = (cast("NBFLayer", module), states, relation_states, graph, boundary, degrees, removed)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                states = checkpoint(_step, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                states = _step(*arguments)
+        return states
+
+    def _score(self, states: Tensor, query: Tensor, candidates: Tensor | None) -> Tensor:
+        """Return logits of candidates (B, C), or of all entities (B, N), from states (N, B, D)."""
+        asked = self._asked(query)
+        if candidates is not None:
+            rows = torch.arange(len(query), device=query.device).unsqueeze(1)
+            return self._logits(states[candidates.long(), rows], asked.unsqueeze(1))
+        whole = torch.is_grad_enabled()
+        if whole and not self.activation_checkpointing:
+            return self._logits(states, asked).T
+        size = max(1, _HEAD_BYTES // (8 * max(1, states.shape[1]) * states.shape[2]))
+        parts = []
+        for part in torch.split(states, size):
+            if whole:
+                parts.append(checkpoint(self._logits, part, asked, use_reentrant=False, preserve_rng_state=False))
+            else:
+                parts.append(self._logits(part, asked))
+        return torch.cat(parts).T
+
+    def _asked(self, query: Tensor) -> Tensor:
+        """Return the query's half of the head's first layer, (B, 2D), computed once for each query."""
+        first = self._first
+        return F.linear(query, first.weight[:, self.settings.hidden_dim :], first.bias)
+
+    def _logits(self, states: Tensor, asked: Tensor) -> Tensor:
+        """Return logits (…,) of states (…, D) with the query's half of the hidden values, which is broadcast."""
+        hidden = F.linear(states, self._first.weight[:, : self.settings.hidden_dim])
+        logits: Tensor = self.head[2](F.relu_(hidden + asked))
+        return logits.squeeze(-1)
+
+    @property
+    def _first(self) -> nn.Linear:
+        return cast("nn.Linear", self.head[0])
+
+
+def _step(
+    layer: NBFLayer,
+    states: Tensor,
+    relation_states: Tensor,
+    graph: GraphTensors,
+    boundary: Boundary,
+    degrees: Degrees,
+    removed: Removed | None,
+) -> Tensor:
+    """Return the states after one layer over the whole graph."""
+    gathered = layer.gather(states, layer.relations(relation_states), graph, removed)
+    return layer.update(states, gathered, boundary, degrees)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
