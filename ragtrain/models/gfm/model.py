@@ -17,9 +17,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ragtrain.errors import ConfigError, RagtrainError
+from ragtrain.models.gfm import nullstate, reach
 from ragtrain.models.gfm.edges import GraphTensors, Removed, unique_seeds
 from ragtrain.models.gfm.kernel import Message
 from ragtrain.models.gfm.layers import Aggregate, Boundary, Degrees, NBFLayer
+from ragtrain.models.gfm.nullstate import NullCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,8 +29,13 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from ragtrain.models.gfm.nullstate import NullStates
+    from ragtrain.models.gfm.reach import Rows
+
 __all__ = ["GfmSettings", "GraphNetwork", "GraphTensors", "Removed"]
 
+_WORTH = 0.9
+"""Rows are computed one by one where they are fewer than this share of all entities times queries."""
 _HEAD_BYTES = 64 << 20
 """Hidden values of the head that exist at a time where no gradient is wanted."""
 
@@ -81,6 +88,18 @@ class GfmSettings:
         return cls(**value)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """Queries over a graph: (2R, D) relations, (B, D) vectors, where they start, and null states where they are kept."""
+
+    graph: GraphTensors
+    relation_states: Tensor
+    query: Tensor
+    boundary: Boundary
+    removed: Removed | None
+    known: NullStates | None
+
+
 class GraphNetwork(nn.Module):
     """Scores of entities for queries over a graph.
 
@@ -90,7 +109,9 @@ class GraphNetwork(nn.Module):
 
     Attributes:
         activation_checkpointing: recompute layers in the backward pass instead of keeping their insides.
-        null_states: compute states that no query has reached once for the batch; exact.
+        null_states: compute states that no query has reached once for the batch, and keep them where no gradient is wanted;
+            exact.
+        null_cache: those that are kept; ``null_cache.clear()`` frees their memory.
     """
 
     def __init__(self, settings: GfmSettings, text_dim: int | None = None) -> None:
@@ -113,7 +134,8 @@ class GraphNetwork(nn.Module):
         )
         self.head = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, 1))
         self.activation_checkpointing = False
-        self.null_states = False
+        self.null_states = True
+        self.null_cache = NullCache()
 
     def questions_from_relations(self) -> None:
         """Begin the map of questions with that of relations: both read vectors of one text encoder.
@@ -150,12 +172,13 @@ class GraphNetwork(nn.Module):
         Returns:
             (B, C), or (B, N).
         """
-        relation_states = self.relation_states(relation_features)
+        known = self._known(graph, relation_features, len(heads), removed)
+        relation_states = self.relation_states(relation_features) if known is None else known.relation_states
         query = relation_states[relations.long()]
         rows = torch.arange(len(query), device=query.device)
         boundary = Boundary(heads.long() * len(query) + rows, query)
-        states = self._run(graph, relation_states, boundary, len(query), removed)
-        return self._score(states, query, candidates)
+        asked = _Asked(graph, relation_states, query, boundary, removed, known)
+        return self._answer(asked, candidates)
 
     def score_entities(
         self,
@@ -179,9 +202,10 @@ class GraphNetwork(nn.Module):
         """
         if len(seeds) != len(question_vectors):
             raise RagtrainError(f"there are {len(question_vectors)} questions and seeds of {len(seeds)}")
+        known = self._known(graph, relation_features, len(seeds), None)
+        relation_states = self.relation_states(relation_features) if known is None else known.relation_states
         query, boundary = self._question_boundary(question_vectors, seeds, weights)
-        states = self._run(graph, self.relation_states(relation_features), boundary, len(query), None)
-        return self._score(states, query, None)
+        return self._answer(_Asked(graph, relation_states, query, boundary, None, known), None)
 
     def _question_boundary(
         self,
@@ -196,14 +220,50 @@ class GraphNetwork(nn.Module):
             values = values * weights[nodes].unsqueeze(1).to(values.dtype)
         return query, Boundary(nodes * len(query) + rows, values)
 
-    def _run(
-        self, graph: GraphTensors, relation_states: Tensor, boundary: Boundary, batch: int, removed: Removed | None
-    ) -> Tensor:
+    def _known(
+        self, graph: GraphTensors, relation_features: Tensor, batch: int, removed: Removed | None
+    ) -> NullStates | None:
+        """Return the null states of a graph, where no gradient is wanted and queries reach little of it."""
+        if torch.is_grad_enabled() or not self.null_states or not nullstate.exact(self, removed):
+            return None
+        if not reach.worth(graph, batch, self.settings.num_layers, cached=True):
+            return None
+        return self.null_cache.get(self, graph, relation_features)
+
+    def _answer(self, asked: _Asked, candidates: Tensor | None) -> Tensor:
+        """Return logits of candidates (B, C), or of all entities (B, N)."""
+        rows = self._rows(asked, candidates)
+        if rows is None:
+            return self._score(self._run(asked), asked.query, candidates)
+        states = nullstate.run_rows(self, asked.graph, rows, asked.boundary, asked.relation_states, asked.known)
+        if asked.known is None:
+            return nullstate.pair_logits(self, states, asked.query, rows.wanted)
+        return nullstate.logits_on(self, asked.known, states, asked.query, rows, candidates)
+
+    def _rows(self, asked: _Asked, candidates: Tensor | None) -> Rows | None:
+        """Return which states are to be computed, or None where that is the better part of all."""
+        graph, batch, n_layers = asked.graph, len(asked.query), self.settings.num_layers
+        cached = asked.known is not None
+        if not cached:
+            if not self.null_states or not nullstate.exact(self, asked.removed):
+                return None
+            if not reach.worth(graph, batch, n_layers, some=candidates is not None):
+                return None
+        level = reach.reached(graph, asked.boundary.places, batch, n_layers, asked.removed)
+        rows = reach.rows_of(
+            graph, asked.boundary.places, level, n_layers, removed=asked.removed, wanted=candidates, cached=cached
+        )
+        return rows if cached or rows.cost < _WORTH * n_layers * graph.n_entities * batch else None
+
+    def _run(self, asked: _Asked) -> Tensor:
         """Return the states of all entities after the last layer, (N, B, D)."""
-        states = boundary.dense(graph.n_entities, batch)
-        degrees = Degrees.of(graph, removed, dtype=_wide(states.dtype))
+        graph, removed = asked.graph, asked.removed
+        states = asked.boundary.dense(graph.n_entities, len(asked.query))
+        degrees = Degrees.of(graph, removed, dtype=torch.promote_types(states.dtype, torch.float32))
         for module in self.layers:
-            arguments = (cast("NBFLayer", module), states, relation_states, graph, boundary, degrees, removed)
+            arguments = (
+                cast("NBFLayer", module), states, asked.relation_states, graph, asked.boundary, degrees, removed
+            )  # fmt: skip
             if self.activation_checkpointing and torch.is_grad_enabled():
                 states = checkpoint(_step, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -212,7 +272,7 @@ class GraphNetwork(nn.Module):
 
     def _score(self, states: Tensor, query: Tensor, candidates: Tensor | None) -> Tensor:
         """Return logits of candidates (B, C), or of all entities (B, N), from states (N, B, D)."""
-        asked = self._asked(query)
+        asked = self.query_hidden(query)
         if candidates is not None:
             rows = torch.arange(len(query), device=query.device).unsqueeze(1)
             return self._logits(states[candidates.long(), rows], asked.unsqueeze(1))
@@ -228,20 +288,25 @@ class GraphNetwork(nn.Module):
                 parts.append(self._logits(part, asked))
         return torch.cat(parts).T
 
-    def _asked(self, query: Tensor) -> Tensor:
-        """Return the query's half of the head's first layer, (B, 2D), computed once for each query."""
-        first = self._first
-        return F.linear(query, first.weight[:, self.settings.hidden_dim :], first.bias)
-
     def _logits(self, states: Tensor, asked: Tensor) -> Tensor:
         """Return logits (…,) of states (…, D) with the query's half of the hidden values, which is broadcast."""
-        hidden = F.linear(states, self._first.weight[:, : self.settings.hidden_dim])
-        logits: Tensor = self.head[2](F.relu_(hidden + asked))
+        logits: Tensor = self.head_output(F.relu_(self.entity_hidden(states) + asked))
         return logits.squeeze(-1)
 
+    def entity_hidden(self, states: Tensor) -> Tensor:
+        """Return the entity's half of the head's hidden values, (…, 2D) from (…, D)."""
+        first = cast("nn.Linear", self.head[0])
+        return F.linear(states, first.weight[:, : self.settings.hidden_dim])
+
+    def query_hidden(self, query: Tensor) -> Tensor:
+        """Return the query's half of the head's hidden values, (B, 2D), computed once for each query."""
+        first = cast("nn.Linear", self.head[0])
+        return F.linear(query, first.weight[:, self.settings.hidden_dim :], first.bias)
+
     @property
-    def _first(self) -> nn.Linear:
-        return cast("nn.Linear", self.head[0])
+    def head_output(self) -> nn.Linear:
+        """The last layer of the head, from hidden values to a logit."""
+        return cast("nn.Linear", self.head[2])
 
 
 def _step(
@@ -256,7 +321,3 @@ def _step(
     """Return the states after one layer over the whole graph."""
     gathered = layer.gather(states, layer.relations(relation_states), graph, removed)
     return layer.update(states, gathered, boundary, degrees)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
