@@ -25,6 +25,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ragtrain.errors import ConfigError, OutOfMemoryError
+from ragtrain.models.causal import positions_of
 from ragtrain.models.folders import hushed
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def generate(
         OutOfMemoryError: one prompt alone does not fit on the device.
     """
     network = cast("PreTrainedModel", getattr(model, "_orig_mod", model))  # compiled, it would compile every length
-    most = _positions(network)
+    most = positions_of(network)
     _check(prompts, most)
     ends = end_tokens(network, tokenizer)
     filler = _filler(tokenizer)
@@ -150,12 +151,6 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
         if str(tokenizer.decode([token])).strip():
             return None
     return None
-
-
-def _positions(model: PreTrainedModel) -> int | None:
-    """Return how many positions a model has; None where nothing limits them."""
-    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return most if isinstance(most, int) and most > 0 else None
 
 
 def _check(prompts: Sequence[Sequence[int]], most: int | None) -> None:

@@ -137,7 +137,7 @@ def _of_configuration(name: str, run: RunFolder, checkpoint: Path | None) -> Cau
     """Return a run that was stopped before its final model."""
     config, data = SftConfig.model_validate(run.config), read_json(run.path / "data.json")
     base = str(config.model.model_name_or_path or demo.CAUSAL)
-    recorded = data.get("sft", {}).get("prompt")
+    recorded = data.get("prompt")
     return Causal(
         name=name,
         source=base,

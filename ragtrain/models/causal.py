@@ -156,6 +156,12 @@ def attention_of(model: PreTrainedModel) -> str:
     return str(model.config.get_text_config()._attn_implementation)
 
 
+def positions_of(model: PreTrainedModel) -> int | None:
+    """Return how many positions a model has; None where nothing limits them."""
+    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
+
+
 def set_checkpointing(model: PreTrainedModel, on: bool) -> None:
     """Recompute the activations of each layer in the backward pass from now on, or keep them; numbers stay.
 

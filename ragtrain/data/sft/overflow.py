@@ -27,6 +27,7 @@ class OverflowReport:
 
     Attributes:
         limit: tokens that a row may have.
+        room: tokens that are kept for an answer beside it.
         rows: rows looked at.
         longest: tokens of the longest row, before anything was taken away.
         needed: tokens of the longest row that was dropped, as short as the policy may make it.
@@ -38,6 +39,7 @@ class OverflowReport:
     """
 
     limit: int = 0
+    room: int = 0
     rows: int = 0
     longest: int = 0
     needed: int = 0
@@ -49,7 +51,7 @@ class OverflowReport:
 
     def add(self, other: OverflowReport) -> None:
         """Add the counts of another report."""
-        self.limit = other.limit
+        self.limit, self.room = other.limit, other.room
         self.longest, self.needed = max(self.longest, other.longest), max(self.needed, other.needed)
         for name in ("rows", "passages_dropped", "passages_cut", "shots_dropped", "over", "dropped"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -57,10 +59,12 @@ class OverflowReport:
     def raise_if_over(self) -> None:
         """Raise DataError if any row was too long (policy ``error``)."""
         if self.over:
+            beside = f", which leaves {self.room} for an answer" if self.room else ""
+            lower = ", a lower --max-new-tokens," if self.room else ""
             raise DataError(
-                f"{len(self.over)} of {self.rows} rows are longer than {self.limit} tokens: {named(self.over)}; the longest "
-                f"has {self.longest}",
-                hint=f"set --max-length ≥ {self.longest} or --on-overflow drop-docs",
+                f"{len(self.over)} of {self.rows} rows are longer than {self.limit} tokens{beside}: {named(self.over)}; the "
+                f"longest has {self.longest}",
+                hint=f"set --max-length ≥ {self.longest + self.room}{lower} or --on-overflow drop-docs",
             )
 
     def to_json(self) -> dict[str, int]:

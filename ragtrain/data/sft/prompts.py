@@ -193,7 +193,7 @@ class Prompter:
                 f"max_length={self.settings.max_length} leaves no room for a prompt beside {room} tokens of an answer",
                 hint="raise max_length or lower max_new_tokens",
             )
-        return self._encode_all(samples, self.layout.prompts, limit, list, n_end=len(self._end))
+        return self._encode_all(samples, self.layout.prompts, limit, list, n_end=len(self._end), room=room)
 
     def extract(self, text: str) -> str:
         """Return the answer in what a model wrote.
@@ -258,9 +258,10 @@ class Prompter:
         limit: int,
         label: Callable[[list[Fitted]], list[T]],
         n_end: int = 0,
+        room: int = 0,
     ) -> list[T]:
         encoded: list[T] = []
-        report = OverflowReport(limit=limit)
+        report = OverflowReport(limit=limit, room=room)
         for start in range(0, len(samples), ROWS):
             encoded += label(self._fit(samples[start : start + ROWS], write, limit, n_end, report))
         self.report.add(report)

@@ -83,6 +83,7 @@ def run(config: SftConfig) -> SftResult:
         # A dry run of the demo needs the demo, and must leave nothing behind.
         rows = read(config, Path(scratch) if config.run.dry_run and not demo.FOLDER.exists() else demo.FOLDER)
         parts = build(config, rows, accelerator)
+    evaluate = evaluation_of(config, parts, rows, accelerator) if rows.validation else None
     show_rows(config, parts)
     plan = describe(config, rows, parts)
     report.panel("Plan", list(plan.items()))
@@ -105,7 +106,7 @@ def run(config: SftConfig) -> SftResult:
     step = None
     for step in loop.steps(
         parts.model, completion_loss, parts.train, groups=[group_of(config, parts.model)], training=training,
-        accelerator=accelerator, evaluate=evaluation_of(config, parts, rows, accelerator) if rows.validation else None,
+        accelerator=accelerator, evaluate=evaluate,
     ):  # fmt: skip
         watch.after(step)
 

@@ -20,6 +20,7 @@ from ragtrain.models.causal import (
     check_shared,
     compile_layers,
     load_causal,
+    positions_of,
     set_checkpointing,
     supports_packing,
     supports_shared,
@@ -44,6 +45,8 @@ ADAPTER_LEARNING_RATE, LEARNING_RATE, DEMO_LEARNING_RATE = 2e-4, 2e-5, 1e-3
 RAFT_DEPTH = 4
 #: Rows whose losses are compared with those of rows apart before the first step.
 CHECKED = 4
+#: What the model card tells of the data.
+CARD = ("path", "format", "sha256", "rows", "passages_sha256")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,10 @@ def build(config: SftConfig, rows: SftRows, accelerator: Accelerator) -> SftPart
     if bits(model) is None:
         model.to(accelerator.device)
     asked = dataclasses.replace(PromptSettings.from_config(config.prompt), date=_date_of(config))
+    most = positions_of(model)
+    if most is not None and most < asked.max_length:
+        log.info("max_length %d is %d: the model has %d positions", asked.max_length, most, most)
+        asked = dataclasses.replace(asked, max_length=most)
     sources = {
         name: SftSource(
             _maker(config, examples, rows.train, training=name == "train"), Prompter(tokenizer, asked),
@@ -177,8 +184,12 @@ def _sidecar(config: SftConfig, rows: SftRows, prompt: PromptSettings, base_name
     """Return what an evaluation must know of how the model was trained."""
     context = config.context.model_dump(mode="json")
     index = rows.sources.get("index")
+    data = {
+        name: {key: rows.sources[name][key] for key in CARD if key in rows.sources[name]}
+        for name in ("train", "validation", "index") if name in rows.sources
+    }  # fmt: skip
     return {
-        "kind": "sft", "base": base_name, "prompt": prompt.to_json(),
+        "kind": "sft", "base": base_name, "prompt": prompt.to_json(), "data": data,
         "context": {**context, "index": index}, "max_new_tokens": config.evaluation.max_new_tokens,
         "load_in_8bit": config.model.load_in_8bit, "load_in_4bit": config.model.load_in_4bit,
     }  # fmt: skip

@@ -35,7 +35,12 @@ TOLD = ("em", "f1", "answer_in_prompt", "em_given_answer", "abstained", "ended",
 def evaluation_of(
     config: SftConfig, parts: SftParts, rows: SftRows, accelerator: Accelerator
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """Return what the loop calls for validation; every process takes its share, all of them get the same figures."""
+    """Return what the loop calls for validation; every process takes its share, all of them get the same figures.
+
+    Raises:
+        ConfigError: answers leave no room for prompts.
+        DataError: a prompt is too long beside an answer, and ``on_overflow`` is ``error``.
+    """
     source, asked = parts.validation, config.evaluation
     own = slice(accelerator.process_index, None, accelerator.num_processes)
     first = source.rows(0)
@@ -45,8 +50,11 @@ def evaluation_of(
     references = [rows.validation[source.maker.origin(i)].answers for i in chosen]
     settings = PromptedSettings(
         max_new_tokens=asked.max_new_tokens, batch_size=config.loop.batch_size,
+        abstain_target=config.context.abstain_target,
         precision=loop.resolve_precision(config.loop.mixed_precision),
     )  # fmt: skip
+    if samples:  # what cannot be asked is told now, and not after the first steps
+        source.prompter.fitted_prompts(samples, room=asked.max_new_tokens)
 
     def validate(model: nn.Module) -> dict[str, float]:
         values = {"eval_loss": loss(model)}

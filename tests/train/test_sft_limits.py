@@ -1,0 +1,82 @@
+"""What stands in the way of a run of ``train sft`` is found before anything is written, and what a run says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ragtrain.config.commands import SftConfig
+from ragtrain.config.load import load_config
+from ragtrain.errors import ConfigError, DataError
+from ragtrain.train import sft
+
+
+def config_of(model: Path, corner: Path, output: Path, **changes: object) -> SftConfig:
+    settings = {
+        "model_name_or_path": str(model), "train_data": corner, "n_docs": 1, "batch_size": 3, "max_steps": 2,
+        "gradient_accumulation_steps": 1, "learning_rate": 1e-2, "eval_samples": 3, "max_new_tokens": 4,
+        "save_steps": None, "output_dir": output, "trackers": (), **changes,
+    }  # fmt: skip
+    return load_config(SftConfig, flags=settings).config
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_rows_are_no_longer_than_the_positions_of_the_model(
+    kind: str, causal_lm: Callable[..., Path], corner: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The default of max_length is more than many models have: with learnt positions the first long row ended the run."""
+    rows = [json.loads(line) for line in (corner / "train.jsonl").read_text().splitlines()[:8]]
+    for row in rows:
+        row["documents"] = [{"id": "long", "text": " ".join(f"word{i}" for i in range(900))}, *row["documents"]]
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_of(causal_lm(kind), data, tmp_path / "run", val_data=data, n_docs=2)
+    assert config.prompt.max_length == 2048
+    caplog.set_level("INFO", "ragtrain")
+    sft.run(config)
+    sidecar = json.loads((tmp_path / "run" / "final_model" / "ragtrain.json").read_text())
+    assert sidecar["prompt"]["max_length"] == 1024
+    assert "1024 positions" in caplog.text
+    about = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert about["train"]["overflow"]["passages_dropped"] == 8
+
+
+def test_answers_without_room_end_a_run_before_it_is_written(
+    causal_lm: Callable[..., Path], corner: Path, tmp_path: Path
+) -> None:
+    """They ended it at the first evaluation, after the steps before."""
+    config = config_of(causal_lm(), corner, tmp_path / "run", max_length=250, max_new_tokens=250, eval_steps=2)
+    with pytest.raises(ConfigError, match="no room for a prompt"):
+        sft.run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_must_not_be_cut_end_a_run_before_it_is_written(
+    causal_lm: Callable[..., Path], corner: Path, tmp_path: Path
+) -> None:
+    """With ``on_overflow`` error a row may fit with its target, and its prompt not fit beside a long answer."""
+    changes: dict[str, object] = {"on_overflow": "error", "max_length": 1000, "max_new_tokens": 900}
+    with pytest.raises(DataError, match="longer than 100 tokens, which leaves 900 for an answer") as error:
+        sft.run(config_of(causal_lm(), corner, tmp_path / "run", **changes))
+    assert "--max-new-tokens" in str(error.value.hint)
+    assert not (tmp_path / "run").exists()
+
+
+def test_abstentions_are_counted_during_training(causal_lm: Callable[..., Path], corner: Path, tmp_path: Path) -> None:
+    changes: dict[str, object] = {"raft": True, "n_docs": 2, "index": corner / "index", "abstain_target": "unknown"}
+    result = sft.run(config_of(causal_lm(), corner, tmp_path / "run", **changes))
+    assert "eval_abstained" in result.evaluation
+
+
+def test_the_model_card_has_the_hashes_of_the_data(
+    causal_lm: Callable[..., Path], corner: Path, tmp_path: Path
+) -> None:
+    sft.run(config_of(causal_lm(), corner, tmp_path / "run", index=corner / "index", merge=True))
+    about = json.loads((tmp_path / "run" / "data.json").read_text())
+    for name in ("final_model", "merged_model"):
+        card = (tmp_path / "run" / name / "README.md").read_text()
+        for value in (about["train"]["sha256"], about["validation"]["sha256"], about["index"]["passages_sha256"]):
+            assert value in card
