@@ -4,6 +4,13 @@ Field names are unique within a command, so that a flag needs no section and a Y
 """
 
 from ragtrain.config.commands.data import DATASETS, FetchConfig
+from ragtrain.config.commands.gfm import (
+    GfmConfig,
+    GfmDataConfig,
+    GfmModelConfig,
+    GfmObjectiveConfig,
+    GfmRankConfig,
+)
 from ragtrain.config.commands.index import AnnConfig, EncoderConfig, InfoConfig, PrepareConfig, SearchConfig
 from ragtrain.config.commands.judge import CompareConfig, DoctorConfig, EvalConfig
 from ragtrain.config.commands.presets import (
@@ -43,6 +50,11 @@ __all__ = [
     "EncoderConfig",
     "EvalConfig",
     "FetchConfig",
+    "GfmConfig",
+    "GfmDataConfig",
+    "GfmModelConfig",
+    "GfmObjectiveConfig",
+    "GfmRankConfig",
     "InfoConfig",
     "PrepareConfig",
     "RagConfig",
