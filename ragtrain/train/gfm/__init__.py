@@ -32,16 +32,20 @@ from typing import TYPE_CHECKING, Any
 
 from ragtrain import loop, report
 from ragtrain.data import demo
+from ragtrain.models.folders import SIDECAR
 from ragtrain.models.gfm.export import save_gfm
+from ragtrain.models.gfm.ultra import UltraNetwork, save_ultra
+from ragtrain.records import write_json
 from ragtrain.runs import RunFolder
 from ragtrain.train.alarms import LossWatch
-from ragtrain.train.gfm.build import build, check, read
+from ragtrain.train.gfm.build import ULTRA_FILE, build, check, read
 from ragtrain.train.gfm.plan import describe
 from ragtrain.train.gfm.task import loss_of
 from ragtrain.train.gfm.validate import evaluation_of
 
 if TYPE_CHECKING:
     from ragtrain.config.commands import GfmConfig
+    from ragtrain.train.gfm.build import GfmParts
 
 log = logging.getLogger("ragtrain")
 
@@ -106,10 +110,19 @@ def run(config: GfmConfig) -> GfmResult:
 
     # 4. What others can load.
     if accelerator.is_main_process:
-        save_gfm(parts.model.network, folder.final_model, sidecar=parts.sidecar)
+        save(parts, folder.final_model)
         log.info("final model in %s; next: ragtrain eval --model-dir %s", folder.final_model, folder.path)
     accelerator.wait_for_everyone()
     if step is None:  # the run was complete already
         last = folder.read_metrics()[-1]
         return GfmResult(folder.path, plan, last["step"], last["loss"], dict(last.get("evaluation") or {}))
     return GfmResult(folder.path, plan, step.index, step.loss, dict(step.evaluation or {}))
+
+
+def save(parts: GfmParts, folder: Path) -> None:
+    """Write the final model: our own form, or ULTRA's where training began with one of its checkpoints."""
+    if isinstance(parts.model.network, UltraNetwork):
+        save_ultra(parts.model.network, folder / ULTRA_FILE)
+        write_json(folder / SIDECAR, {**parts.sidecar, "network": "ultra"})
+    else:
+        save_gfm(parts.model.network, folder, sidecar=parts.sidecar)

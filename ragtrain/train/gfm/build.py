@@ -12,12 +12,13 @@ import torch
 
 from ragtrain import loop, prepare
 from ragtrain.data import demo
-from ragtrain.data.graph_questions import find_graph_questions, read_graph_questions, cut_questions
+from ragtrain.data.graph_questions import cut_questions, find_graph_questions, read_graph_questions
 from ragtrain.errors import ConfigError, DataError
 from ragtrain.index.graph.read import load_graph
 from ragtrain.models.encoder import load_encoder
 from ragtrain.models.gfm.export import load_gfm
 from ragtrain.models.gfm.model import GfmSettings, GraphNetwork
+from ragtrain.models.gfm.ultra import UltraNetwork, load_ultra
 from ragtrain.prepare.relations import question_features, relation_features
 from ragtrain.train.gfm.data import GfmData, GraphData, hold_out
 from ragtrain.train.gfm.sources import QuestionSource, SourceSettings, TripleSource
@@ -32,6 +33,8 @@ log = logging.getLogger("ragtrain")
 
 #: Peak learning rate: GFM-RAG's in both stages.
 LEARNING_RATE = 5e-4
+#: What ULTRA's own code reads, in the folder of a final model.
+ULTRA_FILE = "ultra.pth"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,9 @@ def read(config: GfmConfig, demo_folder: Path) -> GfmData:
         DataError: a graph or a question file cannot be read.
     """
     paths, asked = list(config.data.graphs), config.model
+    if is_ultra(asked.model_dir) and config.data.stage == "finetune":
+        raise ConfigError(f"{asked.model_dir} is of ULTRA, which knows no questions: it completes graphs",
+                          hint="--stage pretrain goes on with its training on your graphs")  # fmt: skip
     if not paths:
         paths = [prepare.demo_graph(demo_folder)]
     sources: dict[str, Any] = {"graphs": [], "questions": {}}
@@ -164,7 +170,7 @@ def _few(questions: list[GraphQuestion], most: int | None, seed: int) -> list[Gr
 
 def _encoder_of(model_dir: str | None) -> str | None:
     """Return the text encoder that a model was trained with, where it says so."""
-    if model_dir is None:
+    if model_dir is None or is_ultra(model_dir):
         return None
     encoder = load_gfm(model_dir).sidecar.get("text_encoder")
     return encoder if isinstance(encoder, str) else None
@@ -179,7 +185,8 @@ def build(config: GfmConfig, data: GfmData) -> GfmParts:
     """
     network = _network(config, data)
     network.activation_checkpointing = config.model.activation_checkpointing
-    network.null_states = config.model.null_states
+    if isinstance(network, GraphNetwork):
+        network.null_states = config.model.null_states
     pretrain = config.data.stage == "pretrain"
     graphs = [*data.train, *(each for each in data.validation if each not in data.train)]
     model = GraphModel(network, graphs, weighted_seeds=config.model.init_entity_weights and not pretrain)
@@ -201,8 +208,26 @@ def build(config: GfmConfig, data: GfmData) -> GfmParts:
     return GfmParts(model, source, validation, group, _sidecar(config, data))
 
 
-def _network(config: GfmConfig, data: GfmData) -> GraphNetwork:
+def is_ultra(model_dir: str | None) -> bool:
+    """Return whether a model to go on from is a checkpoint of ULTRA: a file of weights, or a run that began with one."""
+    if model_dir is None:
+        return False
+    path = Path(model_dir)
+    return (
+        path.suffix in (".pth", ".pt") or (path / ULTRA_FILE).is_file() or (path / "final_model" / ULTRA_FILE).is_file()
+    )
+
+
+def _ultra(model_dir: str) -> UltraNetwork:
+    path = Path(model_dir)
+    files = (path, path / ULTRA_FILE, path / "final_model" / ULTRA_FILE)
+    return load_ultra(next((file for file in files if file.is_file()), path))
+
+
+def _network(config: GfmConfig, data: GfmData) -> GraphNetwork | UltraNetwork:
     asked, pretrain = config.model, config.data.stage == "pretrain"
+    if asked.model_dir is not None and is_ultra(asked.model_dir):
+        return _ultra(asked.model_dir)
     if asked.model_dir is None:
         network = GraphNetwork(
             GfmSettings(

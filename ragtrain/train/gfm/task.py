@@ -9,6 +9,7 @@ from torch import nn
 
 from ragtrain import losses
 from ragtrain.losses import ranking
+from ragtrain.models.gfm.model import GraphNetwork
 from ragtrain.train.gfm.sources import QuestionBatch, TripleBatch
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragtrain.config.commands import GfmConfig
-    from ragtrain.models.gfm.model import GraphNetwork
+    from ragtrain.models.gfm.ultra import UltraNetwork
     from ragtrain.train.gfm.data import GraphData
 
 #: Temperature of the weights of negatives where none is given (GFM-RAG's in both stages).
@@ -27,7 +28,9 @@ TEMPERATURE = {"pretrain": 1.0, "finetune": 0.2}
 class GraphModel(nn.Module):
     """A network that is asked in batches; graphs are no part of its weights."""
 
-    def __init__(self, network: GraphNetwork, graphs: Sequence[GraphData], *, weighted_seeds: bool) -> None:
+    def __init__(
+        self, network: GraphNetwork | UltraNetwork, graphs: Sequence[GraphData], *, weighted_seeds: bool
+    ) -> None:
         super().__init__()
         self.network = network
         self.graphs = list(graphs)
@@ -42,6 +45,8 @@ class GraphModel(nn.Module):
             return self.network.score_tails(
                 data.tensors, data.features, batch.heads, batch.relations, batch.candidates, removed=removed
             )
+        if not isinstance(self.network, GraphNetwork):
+            raise TypeError("ULTRA knows no questions")
         return self.network.score_entities(
             data.tensors, data.features, batch.vectors, batch.seeds, self._weights[batch.graph]
         )
