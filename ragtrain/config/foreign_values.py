@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from ragtrain.config import aliases
 from ragtrain.config.aliases import Alias, Copy, Give, Meaning, Reading, Refused
+from ragtrain.config.training import LoraConfig
 
 TARGETS = ("ragfit.models.hf.HFTrain", "ragfoundry.models.hf.HFTrain")
 FULL = "null trains all weights (lora.lora_rank 0)"
+#: What takes adapters back, their shape included: a rank of 0 with the rest of a preset's block would contradict itself.
+_NO_ADAPTERS = tuple(Give(f"lora.{name}", value) for name, value in LoraConfig(lora_rank=0))
 
 
 # --- values of foreign names -------------------------------------------------------------------------------------------
@@ -28,12 +31,12 @@ def lora(value: object) -> Meaning:
     """Read ``lora`` where it is not a mapping: null is full fine-tuning."""
     if not aliases.is_null(value):
         raise Refused("expected a mapping with r, lora_alpha, …, or null to train all weights")
-    return Meaning((Give("lora.lora_rank", 0),), FULL)
+    return Meaning(_NO_ADAPTERS, FULL)
 
 
 def use_peft(value: object) -> Meaning:
     """Read TRL's switch of adapters; on, rank and targets stay what they are."""
-    return Meaning() if aliases.truth(value) else Meaning((Give("lora.lora_rank", 0),))
+    return Meaning() if aliases.truth(value) else Meaning(_NO_ADAPTERS)
 
 
 def precision(name: str) -> Alias:

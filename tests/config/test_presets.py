@@ -13,6 +13,7 @@ from ragtrain.cli import main
 from ragtrain.config import bundled, fields
 from ragtrain.config.commands import RagConfig, SftConfig
 from ragtrain.config.load import load_config
+from ragtrain.config.training import LoraConfig
 
 ROOT = Path(__file__).parents[2]
 NAMES = bundled.names()
@@ -144,3 +145,9 @@ def test_validate_a_run_folder(tmp_path, capsys):
     values = {"kind": "sft", **SftConfig().model_dump(mode="json")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     assert "ragtrain train sft" in run(["validate", str(tmp_path)], capsys).out
+
+
+@pytest.mark.parametrize("words", [["lora=null"], ["model.lora=null"], ["use_peft=false"]], ids=str)
+def test_without_adapters_nothing_of_a_presets_adapters_is_left(words):
+    """As Hydra replaces the whole block: a rank of 0 beside a preset's alpha and dropout was refused."""
+    assert load_config(SftConfig, ["paper/training-asqa"], words).config.lora == LoraConfig(lora_rank=0)

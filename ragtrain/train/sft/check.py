@@ -74,7 +74,8 @@ def _networks(config: SftConfig) -> list[tuple[bool, str]]:
         ),
         (
             lora.lora_rank == 0 and not untouched,
-            "lora.lora_alpha, lora_dropout, lora_targets, use_rslora and use_dora shape adapters, and lora.lora_rank is 0",
+            "lora.lora_alpha, lora_dropout, lora_targets, use_rslora and use_dora shape adapters, and lora.lora_rank is 0 "
+            "(lora=null takes all of them back)",
         ),
         (
             lora.lora_rank == 0 and config.export.merge,
