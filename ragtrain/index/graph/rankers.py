@@ -58,7 +58,8 @@ class DocumentRanker:
         documents = torch.repeat_interleave(torch.arange(self.count), sizes)
         # A document names an entity once, whatever its maker wrote.
         pairs = torch.unique(documents * max(1, graph.n_entities) + entities)
-        self._documents = (pairs // max(1, graph.n_entities)).to(device)
+        held = torch.bincount(pairs // max(1, graph.n_entities), minlength=self.count)
+        self._offsets = torch.cat([held.new_zeros(1), held.cumsum(0)]).to(device)
         self._entities = (pairs % max(1, graph.n_entities)).to(device)
         self.frequency = torch.bincount(self._entities.cpu(), minlength=graph.n_entities).double().to(device)
         self._idf = torch.where(self.frequency > 0, 1 / self.frequency.clamp(min=1), 0.0)
@@ -102,8 +103,9 @@ class DocumentRanker:
 
     def _sum(self, values: Tensor) -> Tensor:
         """Return (B, D) sums of (B, N) values over the entities of documents."""
-        sums = torch.zeros(self.count, len(values), dtype=torch.float64, device=values.device)
-        return sums.index_add_(0, self._documents, values.t()[self._entities]).t()
+        # Not index_add: on a GPU it adds in an order that changes from call to call.
+        offsets = self._offsets.expand(len(values), -1).contiguous()
+        return torch.segment_reduce(values[:, self._entities], "sum", offsets=offsets, axis=1, initial=0)
 
 
 def highest(scores: Tensor, k: int) -> Tensor:
@@ -142,6 +144,8 @@ def unit_range(scores: Tensor) -> Tensor:
     What has no score (minus infinity) becomes 0; where there is such a document, ``low`` is at most 0, so that few documents of
     equal scores stay above it. A row in which all are equal becomes 0, or 1 where others have no score.
     """
+    if not scores.numel():
+        return scores
     finite = scores.isfinite()
     partial = ~finite.all(1, keepdim=True)
     low = scores.masked_fill(~finite, torch.inf).amin(1, keepdim=True)

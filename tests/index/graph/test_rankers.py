@@ -115,3 +115,9 @@ def test_scaling_keeps_what_has_a_score_above_what_has_none() -> None:
     assert unit_range(scores).tolist() == expected
     other = torch.tensor([[0.0, 0.0, 0.0, 8.0]]).expand(5, 4)
     assert fuse(scores, other, 0.25)[0].tolist() == [0.0, 0.25, 0.125, 0.875]
+
+
+def test_a_graph_without_documents_ranks_none() -> None:
+    graph = assemble(["a"], ["r"], np.array([[0, 0, 0]]), [], [], {})
+    scores = DocumentRanker(graph).scores(torch.ones(2, 1))
+    assert scores.shape == unit_range(scores).shape == rank_documents(scores, 5).shape == (2, 0)
