@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from array import array
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
     from ragtrain.records import Passage
 
-#: Triples of a graph are int32 ids.
-MOST = np.iinfo(np.int32).max
-
 
 class GraphBuilder:
     """Numbers entities and relations by their first appearance and takes each triple once.
@@ -27,8 +25,8 @@ class GraphBuilder:
     Attributes:
         entities: ids by name.
         relations: ids by name.
-        repeated: triples that were given again, held-out ones included.
-        held_out_in_graph: held-out triples that the graph has as well, and that are left out for it.
+        repeated: triples that were given again, those held out included; known when it is finished.
+        held_out_in_graph: held-out triples that the graph has as well, and that are left out for it; likewise.
     """
 
     def __init__(self) -> None:
@@ -36,8 +34,9 @@ class GraphBuilder:
         self.relations: dict[str, int] = {}
         self.repeated = 0
         self.held_out_in_graph = 0
-        self._triples: dict[tuple[int, int, int], None] = {}
-        self._held_out: dict[str, dict[tuple[int, int, int], None]] = {}
+        # Twelve bytes a triple: tens of millions fit.
+        self._triples = array("i")
+        self._held_out: dict[str, array[int]] = {}
         self._documents: dict[str, Passage] = {}
         self._members: dict[str, dict[int, None]] = {}
 
@@ -60,14 +59,12 @@ class GraphBuilder:
                 or after, is not held out.
         """
         h, t = self.entity(head), self.entity(tail)
-        key = (h, self.relation(relation), t)
-        into = self._triples if split is None else self._held_out.setdefault(split, {})
-        self.repeated += key in into
-        into[key] = None
+        into = self._triples if split is None else self._held_out.setdefault(split, array("i"))
+        into.extend((h, self.relation(relation), t))
 
     def held_out(self, split: str) -> None:
         """Say that there is such a split, though it may have no triple."""
-        self._held_out.setdefault(split, {})
+        self._held_out.setdefault(split, array("i"))
 
     def document(self, passage: Passage, entities: Iterable[str] = ()) -> None:
         """Take a document and the entities in it; entities that no triple names become ids, too.
@@ -84,28 +81,46 @@ class GraphBuilder:
         """Return the graph of what was taken.
 
         Raises:
-            DataError: it has no triple, or more entities than int32 can number.
+            DataError: it has no triple.
         """
         if not self._triples:
             raise DataError("there is no triple", hint="give at least one line with head, relation and tail")
-        if len(self.entities) > MOST:
-            raise DataError(f"{len(self.entities)} entities are more than the {MOST} that ids can number")
+        rows: dict[str | None, np.ndarray] = {None: _rows(self._triples)}
+        rows.update({split: _rows(held) for split, held in self._held_out.items()})
+        keys = self._keys(rows)
+        kept = {split: _first(each) for split, each in keys.items()}
+        self.repeated = sum(len(each) - len(kept[split]) for split, each in keys.items())
         held_out = {}
-        for split, triples in self._held_out.items():
-            held_out[split] = _array([key for key in triples if key not in self._triples])
-            self.held_out_in_graph += len(triples) - len(held_out[split])
+        for split in self._held_out:
+            known = np.isin(keys[split][kept[split]], keys[None])
+            self.held_out_in_graph += int(known.sum())
+            held_out[split] = rows[split][kept[split][~known]]
         return assemble(
             tuple(self.entities),
             tuple(self.relations),
-            _array(list(self._triples)),
+            rows[None][kept[None]],
             tuple(self._documents.values()),
             [list(members) for members in self._members.values()],
             held_out,
         )
 
+    def _keys(self, rows: Mapping[str | None, np.ndarray]) -> dict[str | None, np.ndarray]:
+        """Return (n,) int64 for each split's (n, 3) triples: a number for each different triple."""
+        every = np.concatenate(list(rows.values())).astype(np.int64)
+        # In two steps, since head, relation and tail at once may be beyond 63 bits.
+        _, pairs = np.unique(every[:, 0] * len(self.entities) + every[:, 2], return_inverse=True)
+        numbers = pairs.reshape(-1) * len(self.relations) + every[:, 1]
+        ends = np.cumsum([len(each) for each in rows.values()])[:-1]
+        return dict(zip(rows, np.split(numbers, ends), strict=True))
 
-def _array(triples: Sequence[tuple[int, int, int]]) -> np.ndarray:
+
+def _rows(triples: array[int]) -> np.ndarray:
     return np.array(triples, dtype=np.int32).reshape(-1, 3)
+
+
+def _first(keys: np.ndarray) -> np.ndarray:
+    """Return where each different key is first, rising."""
+    return np.sort(np.unique(keys, return_index=True)[1])
 
 
 def assemble(
@@ -148,8 +163,8 @@ def fingerprint(graph: KnowledgeGraph) -> str:
         _add(digest, json.dumps(names, ensure_ascii=True).encode())
     documents = [(document.id, document.title, document.text) for document in graph.documents]
     _add(digest, json.dumps(documents, ensure_ascii=True).encode())
-    for array in (graph.triples, graph.document_entities):
-        _add(digest, np.ascontiguousarray(array, dtype="<i4").tobytes())
+    for ids in (graph.triples, graph.document_entities):
+        _add(digest, np.ascontiguousarray(ids, dtype="<i4").tobytes())
     _add(digest, np.ascontiguousarray(graph.document_offsets, dtype="<i8").tobytes())
     for split in sorted(graph.held_out):
         _add(digest, split.encode())

@@ -9,6 +9,7 @@ import pytest
 
 from ragtrain.errors import DataError
 from ragtrain.graphs import KnowledgeGraph
+from ragtrain.index.graph.builder import GraphBuilder
 from ragtrain.index.graph.read import load_graph, read_graph
 from ragtrain.index.graph.read_v2 import parse_attributes
 
@@ -111,6 +112,14 @@ class TestGfmRag:
         )  # fmt: skip
         assert sum("#" in document.id and "#" not in document.title for document in graph.documents) == 126
         assert read.about["documents_without_entities"] == 2
+        entities: dict[str, int] = {}
+        relations: dict[str, int] = {}
+        lines = (real_data / "graph/musique_train_hipporag/processed/stage1/kg.txt").read_text().splitlines()
+        for line, row in zip(lines, graph.triples.tolist(), strict=True):
+            u, r, v = line.split(",")
+            ids = [entities.setdefault(u, len(entities)), entities.setdefault(v, len(entities))]
+            assert row == [ids[0], relations.setdefault(r, len(relations)), ids[1]]
+        assert (tuple(entities), tuple(relations)) == (graph.entities, graph.relations)
 
 
 class TestTriples:
@@ -167,6 +176,28 @@ class TestTriples:
         found = (graph.n_entities, graph.n_relations, len(graph.triples), len(held_out["valid"]), len(held_out["test"]))
         assert found == sizes
         assert read.about["columns"] == columns
+
+
+def test_a_builder_keeps_each_triple_once() -> None:
+    generator = np.random.default_rng(5)
+    for _ in range(50):
+        builder = GraphBuilder()
+        kept: dict[str | None, dict[tuple[str, ...], None]] = {None: {}, "valid": {}, "test": {}}
+        repeated = 0
+        for _ in range(30):
+            triple = tuple(str(i) for i in generator.integers(0, 3, 3))
+            split = [None, "valid", "test"][int(generator.choice(3, p=[0.6, 0.3, 0.1]))]
+            repeated += triple in kept[split]
+            kept[split][triple] = None
+            builder.triple(*triple, split=split)
+        graph = builder.finish()
+        assert named(graph, graph.triples) == list(kept[None])
+        assert builder.repeated == repeated
+        doubled = 0
+        for split, triples in graph.held_out.items():
+            assert named(graph, triples) == [triple for triple in kept[split] if triple not in kept[None]]
+            doubled += len(kept[split]) - len(triples)
+        assert builder.held_out_in_graph == doubled
 
 
 class TestCsv:
