@@ -65,6 +65,23 @@ def test_prompts_that_must_not_be_cut_end_a_run_before_it_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_too_many_rows_without_anything_to_learn_end_a_run(
+    causal_lm: Callable[..., Path], corner: Path, tmp_path: Path
+) -> None:
+    """They were left out with a warning, however many they were."""
+    rows = [json.loads(line) for line in (corner / "train.jsonl").read_text().splitlines()[:20]]
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps({**row, "learn": "x" if i else None}) + "\n" for i, row in enumerate(rows)))
+    assert sft.run(config_of(causal_lm(), data, tmp_path / "one", output_key="learn")).steps == 2
+    data.write_text("".join(json.dumps({**row, "learn": "x" if i > 1 else None}) + "\n" for i, row in enumerate(rows)))
+    config = config_of(causal_lm(), data, tmp_path / "run", output_key="learn")
+    with pytest.raises(DataError, match=f"2 of 20 rows have nothing to learn: {rows[0]['id']}, ") as error:
+        sft.run(config)
+    assert "--max-untrained-share 0.1" in str(error.value.hint)
+    assert not (tmp_path / "run").exists()
+    sft.run(config_of(causal_lm(), data, tmp_path / "run", output_key="learn", max_untrained_share=0.1))
+
+
 def test_abstentions_are_counted_during_training(causal_lm: Callable[..., Path], corner: Path, tmp_path: Path) -> None:
     changes: dict[str, object] = {"raft": True, "n_docs": 2, "index": corner / "index", "abstain_target": "unknown"}
     result = sft.run(config_of(causal_lm(), corner, tmp_path / "run", **changes))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import random
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ from ragtrain.data.formats.custom import OUTPUT, PROMPT, custom, finished, with_
 from ragtrain.data.formats.fields import Record, kind_of, unique
 from ragtrain.data.formats.files import BadRecordError
 from ragtrain.data.formats.shapes import SHAPES
+from ragtrain.data.sft.overflow import named
 from ragtrain.data.sft.records import Example
 from ragtrain.data.splits import question_words, rank
 from ragtrain.errors import DataError
@@ -69,7 +71,7 @@ class SftRows:
     sources: dict[str, Any]
 
 
-def read_sft(config: SftDataConfig, path: Path, seed: int) -> SftRows:
+def read_sft(config: SftDataConfig, path: Path, seed: int, *, max_empty: float = 1.0) -> SftRows:
     """Read training and validation rows.
 
     Validation rows come from ``val_data``, else from ``validation.jsonl`` beside the training rows, else from ``dev_split``:
@@ -79,15 +81,16 @@ def read_sft(config: SftDataConfig, path: Path, seed: int) -> SftRows:
         config: what to read and how many.
         path: the training rows, a file or a dataset folder.
         seed: of the draws.
+        max_empty: share of training rows that may have nothing to learn.
 
     Raises:
         ConfigError: a field is named, and the file is a table without a head.
-        DataError: a file cannot be read, or holds no row with something to learn.
+        DataError: a file cannot be read, holds no row with something to learn, or too many without.
     """
     folder = path if path.is_dir() else path.parent
     beside, test = folder / "validation.jsonl", folder / "test.jsonl"
     val_path = config.val_data or (beside if beside.is_file() and beside != path else None)
-    file = read_examples(config, path, split="train")
+    file = read_examples(config, path, split="train", max_empty=max_empty)
     train, validation = file.examples, list[Example]()
     sources: dict[str, Any] = {"train": file.about}
     if val_path is not None:
@@ -109,7 +112,13 @@ def read_sft(config: SftDataConfig, path: Path, seed: int) -> SftRows:
 
 
 def read_examples(
-    config: SftDataConfig, path: Path, *, split: Split = "train", most: int | None = None, seed: int = 0
+    config: SftDataConfig,
+    path: Path,
+    *,
+    split: Split = "train",
+    most: int | None = None,
+    seed: int = 0,
+    max_empty: float = 1.0,
 ) -> ExampleFile:
     """Read the rows of a file or of a split of a dataset folder.
 
@@ -121,10 +130,12 @@ def read_examples(
         split: which rows of a folder.
         most: rows wanted: drawn with the seed, or the first training rows without ``shuffle``.
         seed: of the draw.
+        max_empty: share of rows that may be left out for having nothing to learn.
 
     Raises:
         ConfigError: a field is named, and the file is a table without a head.
-        DataError: no known form; a row that does not fit it, with file, line and field; no row with something to learn.
+        DataError: no known form; a row that does not fit it, with file, line and field; no row with something to learn, or
+            too many without.
     """
     found = read_questions(
         path, split=split, skip_bad_lines=config.skip_bad_lines, shapes=_shapes(config, required=split != "test")
@@ -141,8 +152,7 @@ def read_examples(
             raise DataError(f"holds {len(empty)} rows and nothing to learn: {what}", path=found.path,
                             hint="name the field of the text to learn with --output-key")  # fmt: skip
         if empty:
-            log.warning("%s: %d of %d rows have nothing to learn and are left out (%s%s)", path, len(empty),
-                        len(found.questions), ", ".join(empty[:3]), ", …" if len(empty) > 3 else "")  # fmt: skip
+            _tell_empty(found.path, empty, len(found.questions), max_empty)
     if cut := sum("history" in question.extra for question in found.questions):
         log.warning("%s: of %d conversations only the last turn is used", path, cut)
     examples = _at_most(examples, most, seed, first=split == "train" and not config.shuffle)
@@ -154,6 +164,16 @@ def read_examples(
         "finished_prompts": sum(example.finished is not None for example in examples),
     }  # fmt: skip
     return ExampleFile(examples, about)
+
+
+def _tell_empty(path: Path, empty: list[str], rows: int, max_empty: float) -> None:
+    """Warn of rows that have nothing to learn, or refuse them where they are too many."""
+    message = f"{len(empty)} of {rows} rows have nothing to learn"
+    if len(empty) > max_empty * rows:
+        raise DataError(f"{message}: {named(empty)}; at most {100 * max_empty:g} % may", path=path,
+                        hint="name the field of the text to learn with --output-key, or allow more with "
+                        f"--max-untrained-share {math.ceil(100 * len(empty) / rows) / 100:g}")  # fmt: skip
+    log.warning("%s: %s and are left out (%s)", path, message, named(empty))
 
 
 def _shapes(config: SftDataConfig, *, required: bool) -> Sequence[Shape]:

@@ -71,7 +71,7 @@ def read(config: SftConfig, demo_folder: Path) -> SftRows:
     if path is None:
         path = prepare.demo_set(demo_folder, with_index=index is None)
         index = index or demo_folder / "index"
-    rows = read_sft(config.data, path, config.loop.seed)
+    rows = read_sft(config.data, path, config.loop.seed, max_empty=config.prompt.max_untrained_share)
     if index is None or config.context.n_docs == 0:
         return rows
     context = config.context
