@@ -100,15 +100,12 @@ def show(name: str, evaluations: Mapping[str, EvalResult], summary: Mapping[str,
         ("condition", "model", "questions", *(label for _, label in columns), "questions/s"),
         rows,
     )
-    if summary["differences"]:
-        lines = [
-            (
-                each["name"],
-                f"{100 * each['delta']:+.1f} [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]",
-                each["n"],
-            )
-            for each in summary["differences"]
-        ]
+    lines = [
+        (each["name"], f"{100 * each['delta']:+.1f} [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]", each["n"])
+        for each in summary["differences"]
+        if not each["b"].startswith("base/")
+    ]
+    if lines:
         report.table("Differences in exact match, points [95 %]", ("what", "points", "questions"), lines)
 
 
