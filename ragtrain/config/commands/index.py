@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ragtrain.config.base import Command, NonNegativeInt, PositiveInt, Section
+from ragtrain.config.commands.graph import GraphConfig
 
 
 class EncoderConfig(Section):
@@ -52,12 +53,13 @@ class AnnConfig(Section):
 
 
 class PrepareConfig(Command):
-    """Turn passages into a verified dense index."""
+    """Turn passages into a verified dense index, or into a knowledge graph."""
 
     name: ClassVar[str] = "index prepare"
     examples: ClassVar[tuple[str, ...]] = (
         "ragtrain index prepare --passages data/demo/passages.jsonl --output-dir data/demo/index",
         "ragtrain index prepare --passages psgs_w100.tsv.gz --encoder facebook/dpr-ctx_encoder-single-nq-base",
+        "ragtrain index prepare --graph --passages corpus.json --graph-questions train.json --output-dir data/graph",
     )
     title: ClassVar[str] = "Passages"
 
@@ -84,6 +86,7 @@ class PrepareConfig(Command):
     ann: AnnConfig = AnnConfig()
     bm25: bool = False
     """Write a BM25 index as well, for hybrid retrieval."""
+    graph_build: GraphConfig = GraphConfig()
     export_hf: Path | None = None
     """Folder to write the index to in the form that transformers' ``RagRetriever`` loads."""
     verify_samples: NonNegativeInt = 64

@@ -1,0 +1,20 @@
+"""Passages to a knowledge graph, and questions linked to it.
+
+build.py       ``index prepare --graph``: the acts, top-down
+openie.py      triples that were extracted before
+plain.py       triples without a language model: titles, mentions, co-occurrence
+words.py       texts as words; what a corpus says of each
+mentions.py    what a text names
+phrases.py     the words between two mentions as a relation
+vectors.py     names as vectors, and search among them
+synonyms.py    entities that mean the same
+link.py        texts to entities
+questions.py   question files linked to a graph
+provenance.py  which documents say which triple
+result.py      what the command gives back
+"""
+
+from ragtrain.prepare.graph.link import EntityLinker, link_entities
+from ragtrain.prepare.graph.vectors import NameVectors
+
+__all__ = ["EntityLinker", "NameVectors", "link_entities"]
