@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -46,7 +46,8 @@ class Command(Section):
 
     ``name`` is what is typed after ``ragtrain``; ``positional`` is the field that bare words (those that are neither
     flags nor KEY=VALUE) fill, and ``positional_metavar`` what help calls them. ``aliases`` are keys of other programs, and
-    ``readings`` values of the command's own keys as other programs write them.
+    ``readings`` values of the command's own keys as other programs write them; ``reshape`` puts a file of another program
+    into such keys, where that takes more than a key at a time (a staticmethod of nodes of YAML).
     """
 
     name: ClassVar[str]
@@ -55,6 +56,7 @@ class Command(Section):
     positional_metavar: ClassVar[str] = ""
     aliases: ClassVar[Mapping[str, Alias]] = {}
     readings: ClassVar[Mapping[str, Reading]] = {}
+    reshape: ClassVar[Callable[..., Any] | None] = None
 
 
 __all__ = [

@@ -60,7 +60,15 @@ class _FileReader:
             if not (isinstance(root, yaml.ScalarNode) and root.tag.endswith(":null")):
                 self.found.fail("YAML", self.where(root), "a mapping of keys to values is expected at the top level")
             return
-        self.read_mapping(root, ())
+        self.read_mapping(self.reshaped(root), ())
+
+    def reshaped(self, root: yaml.MappingNode) -> yaml.MappingNode:
+        """Return the file in keys that this command knows, or has aliases of."""
+        reshape = self.found.command.reshape
+        if reshape is None:
+            return root
+        ours: yaml.MappingNode = reshape(root, lambda name, node, why: self.found.fail(name, self.where(node), why))
+        return ours
 
     def where(self, node: yaml.Node) -> str:
         return f"{self.path}:{node.start_mark.line + 1}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ragtrain.config.aliases import Alias, Reading
 from ragtrain.config.base import Command, Fraction, NonNegativeFloat, PositiveInt, Section
+from ragtrain.config.foreign_gfm import GFM_ALIASES, reshape
+from ragtrain.config.foreign_values import READINGS
 from ragtrain.config.training import LoopConfig, OptimConfig, RunConfig
 
 
@@ -113,6 +117,10 @@ class GfmConfig(Command):
         "ragtrain train gfm --stage pretrain --graphs data/musique --output-dir runs/pretrained",
         "ragtrain train gfm --stage finetune --graphs data/musique --model-dir runs/pretrained --output-dir runs/gfm",
     )
+
+    aliases: ClassVar[Mapping[str, Alias]] = GFM_ALIASES
+    readings: ClassVar[Mapping[str, Reading]] = {name: READINGS[name] for name in ("loop.max_steps", "loop.resume")}
+    reshape: ClassVar[Callable[..., Any] | None] = staticmethod(reshape)
 
     data: GfmDataConfig = GfmDataConfig()
     model: GfmModelConfig = GfmModelConfig()
