@@ -31,20 +31,35 @@ SETTINGS = ("condition", "n_docs", "num_beams", "max_new_tokens", "max_question_
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """One question as a run answered it; ``depth`` passages were searched, ``first_hit`` is the rank of an answer."""
+    """One question as a run answered it.
+
+    Attributes:
+        id: of the question.
+        answers: references.
+        em: exact match; None where the run retrieves and writes no answers.
+        f1: likewise.
+        first_hit: rank of the first passage with an answer.
+        depth: passages searched.
+        gold_ranks: ranks of the gold passages that were found, where the run says them, in a ranking of all passages.
+        n_gold: how many there are.
+    """
 
     id: str
     answers: frozenset[str]
-    em: float
-    f1: float
+    em: float | None
+    f1: float | None
     first_hit: int | None
     depth: int
+    gold_ranks: tuple[int, ...] = ()
+    n_gold: int = 0
 
     def score(self, metric: str) -> float:
         """Return the question's score, between 0 and 1, by the metric's name."""
         if metric.startswith("answer_recall@"):
             return float(self.first_hit is not None and self.first_hit <= int(metric.split("@")[1]))
-        return self.em if metric == "em" else self.f1
+        if metric.startswith("recall@"):
+            return metrics.recall_at(self.gold_ranks, self.n_gold, int(metric.split("@")[1]))
+        return (self.em if metric == "em" else self.f1) or 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +75,11 @@ class Run:
     def depth(self) -> int:
         """Passages searched for every question; 0 where the predictions say nothing of passages."""
         return min(answered.depth for answered in self.answered.values())
+
+    @property
+    def writes(self) -> bool:
+        """Whether it wrote answers, which can be compared."""
+        return all(answered.em is not None for answered in self.answered.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,21 +236,26 @@ def _read_document(path: Path) -> tuple[list[tuple[int | None, Any]], Mapping[st
 def _answered(row: object, path: Path, line: int | None) -> Answered:
     if not isinstance(row, dict):
         raise DataError("a prediction is a JSON object", path=path, line=line)
+    ranks, n_gold = row.get("gold_ranks"), row.get("gold")
+    retrieves = isinstance(ranks, list) and isinstance(n_gold, int)
     for name, kind in (("id", (str, int)), ("prediction", str), ("answers", list)):
-        if not isinstance(row.get(name), kind):
+        if not isinstance(row.get(name), kind) and not (retrieves and name == "prediction" and name not in row):
             raise DataError(f"missing or not usable: {row.get(name)!r}", path=path, line=line, field=name,
                             hint="a prediction needs id, prediction (text) and answers (list of texts)")  # fmt: skip
     answers = [str(answer) for answer in row["answers"]]
     hit, depth = row.get("first_hit"), row.get("depth", 0)
     if not (hit is None or isinstance(hit, int)) or not isinstance(depth, int):
         raise DataError(f"ranks are whole numbers: {hit!r} of {depth!r}", path=path, line=line, field="first_hit")
+    written = row.get("prediction")
     return Answered(
         id=str(row["id"]),
         answers=frozenset(answers),
-        em=metrics.exact_match(row["prediction"], answers),
-        f1=metrics.f1(row["prediction"], answers),
+        em=None if written is None else metrics.exact_match(written, answers),
+        f1=None if written is None else metrics.f1(written, answers),
         first_hit=hit,
         depth=depth,
+        gold_ranks=tuple(ranks) if isinstance(ranks, list) and retrieves else (),
+        n_gold=n_gold if isinstance(n_gold, int) and retrieves else 0,
     )
 
 
@@ -259,16 +284,22 @@ def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
                 f"{a.path} and {sorted(b.answered[identifier].answers)} in {b.path}",
                 hint="evaluate both on the same test data",
             )
-    differences = tuple(
+    names = ["em", "f1"] if a.writes and b.writes else []
+    names += [f"answer_recall@{k}" for k in depths(a, b)]
+    differences = [
         difference(name, [a.answered[i].score(name) for i in both], [b.answered[i].score(name) for i in both], config)
-        for name in ["em", "f1", *(f"answer_recall@{k}" for k in depths(a, b))]
-    )
+        for name in names
+    ]
+    scored = [i for i in both if a.answered[i].n_gold and a.answered[i].n_gold == b.answered[i].n_gold]
+    for name in [f"recall@{k}" for k in depths(a, b)] if scored else []:
+        left, right = ([each.answered[i].score(name) for i in scored] for each in (a, b))
+        differences.append(difference(name, left, right, config))
     remarks = tuple(
         f"{name} is {a.settings[name]} in A and {b.settings[name]} in B"
         for name in SETTINGS
         if name in a.settings and name in b.settings and a.settings[name] != b.settings[name]
     )
-    return Comparison(a.name, b.name, len(both), only_a, only_b, differences, remarks)
+    return Comparison(a.name, b.name, len(both), only_a, only_b, tuple(differences), remarks)
 
 
 def depths(a: Run, b: Run) -> list[int]:
@@ -305,6 +336,8 @@ def describe(metric: str, delta: float, low: float, high: float) -> str:
         what = f"B answers {points} {'more' if more else 'fewer'} questions exactly"
     elif metric == "f1":
         what = f"B's F1 is {points} {'higher' if more else 'lower'}"
+    elif metric.startswith("recall@"):
+        what = f"B's recall of gold passages within {metric.split('@')[1]} is {points} {'higher' if more else 'lower'}"
     else:
         k = metric.split("@")[1]
         where = "with its first passage" if k == "1" else f"within {k} passages"

@@ -85,6 +85,19 @@ class BM25Index:
             raise IndexMismatchError("was made from other passages than the index holds", path=path, hint=hint)
         return cls(retriever, frozenset(words["leave_out"]))
 
+    @classmethod
+    def of(cls, passages: Iterable[Passage]) -> BM25Index:
+        """Return the index of some passages, held in memory alone; where none has a word, nothing is found.
+
+        Raises:
+            ConfigError: bm25s is not installed.
+        """
+        ids, vocabulary = _numbered(passages, frozenset(), None)
+        retriever = _retriever(import_bm25s())
+        with np.errstate(invalid="ignore"):  # the mean length of passages without words
+            retriever.index((ids, vocabulary or {"": 0}), create_empty_token=False, show_progress=False)
+        return cls(retriever, frozenset())
+
     def scores(self, question: str) -> np.ndarray:
         """Return (count,) float32 BM25 scores; 0 where a passage shares no word with the question."""
         vocabulary = self._retriever.vocab_dict
@@ -144,7 +157,7 @@ def add_bm25(
     ids, vocabulary = _numbered(passages, leave_out, progress)
     if not vocabulary:
         raise DataError("no passage has a word to search for", path=folder)
-    retriever = bm25s.BM25(k1=K1, b=B, method="lucene", backend="numpy", csc_backend="numpy")
+    retriever = _retriever(bm25s)
     log.info("scoring %d words in %d passages", len(vocabulary), len(ids))
     retriever.index((ids, vocabulary), create_empty_token=False, show_progress=False)
     aside = folder / f".{BM25_FOLDER}.tmp-{os.getpid()}"
@@ -179,6 +192,10 @@ def _numbered(
     if progress is not None:
         progress(len(ids) % CHUNK)
     return ids, vocabulary
+
+
+def _retriever(bm25s: Any) -> Any:  # noqa: ANN401 - the module has no types
+    return bm25s.BM25(k1=K1, b=B, method="lucene", backend="numpy", csc_backend="numpy")
 
 
 def import_bm25s() -> Any:  # noqa: ANN401 - the module has no types
