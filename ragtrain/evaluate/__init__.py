@@ -14,6 +14,10 @@ sft.py         fine-tuned and plain causal language models, under one condition 
 subjects.py    what such a model is: weights, prompts, passages it was trained with
 rows.py        the questions it is asked, with passages
 conditions.py  what the conditions say together: tables, differences, reader and retrieval errors
+graphs.py      graph retrievers: documents of a graph, ranked for questions
+graph_*.py     what such a model is, the rankings that stand beside it, and their figures
+links.py       networks that complete graphs: true tails and heads, ranked among all entities
+link_*.py      what such a network is, what it is asked for, and the ranks
 answers.py     questions → answers → scores, with a RAG model
 prompted.py    prompts → answers → scores, with a causal language model
 generate.py    prompts → texts
@@ -22,6 +26,7 @@ results.py     an evaluation on disk
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragtrain.errors import ConfigError
@@ -31,19 +36,42 @@ from ragtrain.evaluate.resolve import Subject, subject_of
 from ragtrain.evaluate.results import EvalResult
 from ragtrain.evaluate.sft import ConditionsResult
 from ragtrain.models.folders import SIDECAR, local_folder, read_json
+from ragtrain.models.gfm.ultra import is_ultra
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ragtrain.config.commands import EvalConfig
 
 __all__ = ["AnswerSettings", "ConditionsResult", "EvalResult", "Evaluation", "Record", "evaluate_questions", "run"]
 
-#: Options that say nothing to one kind of model.
-_ONLY_RAG = ("passages_path", "num_beams", "decoding", "search_index")
-_ONLY_SFT = ("conditions", "also_base")
+Kind = Literal["rag", "sft", "gfm", "links"]
+#: How kinds of models are called, and options that say nothing to them.
+_KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
+    "rag": ("a RAG model, which always reads what it retrieves", ("conditions", "also_base", "graph", "fusion")),
+    "sft": (
+        "a causal language model",
+        ("passages_path", "num_beams", "decoding", "search_index", "graph", "fusion"),
+    ),
+    "gfm": (
+        "a graph model, which writes no answers",
+        (
+            "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
+            "max_new_tokens", "question_key", "answer_key",
+        ),
+    ),
+    "links": (
+        "a network that completes graphs, which is asked for triples",
+        (
+            "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
+            "max_new_tokens", "question_key", "answer_key", "test_data", "index_path", "n_docs", "recall_at", "fusion",
+        ),
+    ),
+}  # fmt: skip
 
 
 def run(config: EvalConfig) -> EvalResult | ConditionsResult:
-    """Answer the test questions of a run (or of any model) and write what came of it.
+    """Answer the test questions of a run (or of any model), or retrieve for them, and write what came of it.
 
     Raises:
         ConfigError: model, questions or index cannot be found out, an option means nothing to such a model, or the
@@ -53,24 +81,34 @@ def run(config: EvalConfig) -> EvalResult | ConditionsResult:
     """
     subject = subject_of(config)
     kind = _kind_of(config, subject)
-    unknown = _ONLY_SFT if kind == "rag" else _ONLY_RAG
+    what, unknown = _KINDS[kind]
     if given := [name for name in unknown if name in config.model_fields_set]:
-        what = "a RAG model, which always reads what it retrieves" if kind == "rag" else "a causal language model"
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(f"{flags} means nothing to {what}", hint=f"leave {flags} out")
+    if kind == "gfm":
+        from ragtrain.evaluate import graphs
+
+        return graphs.run(config, subject)
+    if kind == "links":
+        from ragtrain.evaluate import links
+
+        return links.run(config, subject)
     return rag.run(config, subject) if kind == "rag" else sft.run(config, subject)
 
 
-def _kind_of(config: EvalConfig, subject: Subject) -> Literal["rag", "sft"]:
+def _kind_of(config: EvalConfig, subject: Subject) -> Kind:
     """Return what kind of model is evaluated.
 
     Raises:
         ConfigError: it is a causal language model as it was downloaded, and nothing says what its prompts hold.
     """
     if subject.run is not None:
-        return "sft" if subject.run.kind == "sft" else "rag"
+        kinds: Mapping[str, Kind] = {"sft": "sft", "gfm": _graph_kind(config, subject)}
+        return kinds.get(subject.run.kind, "rag")
     if subject.model_name is None:
         return "rag"
+    if _is_graph_model(subject.model_name):
+        return _graph_kind(config, subject)
     folder = local_folder(subject.model_name, kind="model")
     sidecar, own = read_json(folder / SIDECAR), read_json(folder / "config.json")
     if sidecar.get("kind") == "sft":
@@ -85,3 +123,23 @@ def _kind_of(config: EvalConfig, subject: Subject) -> Literal["rag", "sft"]:
             hint="give --conditions closed-book,gold,retrieved,gold+distractors (or some of them) and --test-data",
         )
     return "sft" if config.conditions else "rag"
+
+
+def _is_graph_model(name: str) -> bool:
+    """Return whether a name that is no run is a graph model: our folder of one, GFM-RAG's, or a checkpoint of ULTRA."""
+    path = Path(name)
+    return is_ultra(path) or any((path / file).is_file() for file in ("gfm.json", "model.pth"))
+
+
+def _graph_kind(config: EvalConfig, subject: Subject) -> Kind:
+    """Return what a graph model is evaluated for: what it was trained for, or what is asked.
+
+    Pre-training completes graphs; such a network retrieves only where questions are given.
+    """
+    folder = Path(str(subject.model_name)) if subject.run is None else subject.run.final_model
+    if is_ultra(folder):
+        return "links"
+    stage = subject.setting("data", "stage")
+    if subject.run is None:
+        stage = read_json(folder / SIDECAR).get("stage") or read_json(folder / "gfm.json").get("stage")
+    return "links" if stage == "pretrain" and config.test_data is None else "gfm"

@@ -17,16 +17,21 @@ class EvalConfig(Command):
     examples: ClassVar[tuple[str, ...]] = (
         "ragtrain eval --model-dir runs/rag --num-samples 500",
         "ragtrain eval --model-dir runs/sft --conditions closed-book,gold,retrieved --also-base",
+        "ragtrain eval --model-dir runs/gfm --graph data/musique --fusion bm25",
         "ragtrain eval --model-dir facebook/rag-sequence-nq --test-data NQ-open.dev.jsonl --index-path data/index",
+        "ragtrain eval --model-dir ultra_3g.pth --graph data/codex-s",
     )
     title: ClassVar[str] = "Evaluation"
 
     model_dir: str | None = None
-    """Run folder, RAG folder, causal language model or hub id; without it the untrained demo models."""
+    """Run folder, RAG folder, causal language model, graph model or hub id; without it the untrained demo models."""
     test_data: Path | None = None
     """Questions to answer; without it the run's own test or validation questions."""
+    graph: Path | None = None
+    """Networks over graphs: the graph to complete or to retrieve from; without it, that of the training."""
     index_path: Path | None = None
-    """Index folder; without it the run's own, or (runs of train sft on the passages of their rows) none."""
+    """Index folder; without it the run's own, or (runs of train sft on the passages of their rows) none. Graph models: vectors of
+    the graph's documents, to rank by beside the network and together with it."""
     passages_path: Path | None = None
     """RAG models: passages of the index, where the index folder does not hold them."""
     question_key: str | None = None
@@ -40,9 +45,12 @@ class EvalConfig(Command):
     seed: NonNegativeInt = 0
     """Seed of the draws and of the bootstrap."""
     n_docs: PositiveInt | None = None
-    """Passages to marginalise over, or in a prompt; without it as in training."""
+    """Passages to marginalise over, or in a prompt; without it as in training. Graph models: documents to write of each question;
+    without it 20."""
     recall_at: tuple[PositiveInt, ...] = (1, 5, 20)
-    """Depths k at which answer-recall is reported."""
+    """Depths k at which answer-recall is reported; of graph models, at which recall is, without it 2, 5, 10 and 20."""
+    fusion: Literal["none", "bm25", "dense"] | None = None
+    """Graph models: what is added to the network's ranking; without it, as in training."""
     num_beams: PositiveInt = 4
     """RAG models: beams of the decoder for each passage. Causal language models answer greedily."""
     decoding: Literal["thorough", "fast"] = "thorough"

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+#: Name of a network's file in the folder of a final model.
+FILE = "ultra.pth"
 #: Ways in which two relations meet at an entity, by id: head and head, tail and tail, head and tail, tail and head.
 META = ("h2h", "t2t", "h2t", "t2h")
 
@@ -301,13 +303,23 @@ class UltraNetwork(nn.Module):
         return self._made[graph]
 
 
+def is_ultra(path: Path) -> bool:
+    """Return whether a path is one of ULTRA's checkpoints (``.pth``), or a final model or run that has one."""
+    return path.suffix in (".pth", ".pt") or _file(path) != path
+
+
+def _file(path: Path) -> Path:
+    """Return the file that a path stands for: itself, or that of a final model or of a run."""
+    return next((file for file in (path / FILE, path / "final_model" / FILE) if file.is_file()), path)
+
+
 def load_ultra(path: Path | str) -> UltraNetwork:
-    """Return the network of one of ULTRA's checkpoints (``.pth``); its form follows from the shapes.
+    """Return the network of one of ULTRA's checkpoints, or of a final model or run; its form follows from the shapes.
 
     Raises:
         CheckpointError: the file cannot be read safely, or holds another network.
     """
-    path = Path(path)
+    path = _file(Path(path))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes make it raise

@@ -1,0 +1,229 @@
+"""Link prediction against ranks counted entity by entity, and against the figures of ULTRA's own code."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ragtrain import evaluate
+from ragtrain.config.commands import EvalConfig
+from ragtrain.config.load import load_config
+from ragtrain.errors import CheckpointError, ConfigError, DataError, OutOfMemoryError
+from ragtrain.evaluate import link_ranks
+from ragtrain.evaluate.link_ranks import TOP, batch_size, rank_links
+from ragtrain.index.graph.read import read_graph
+from ragtrain.models.gfm.edges import GraphTensors
+from ragtrain.models.gfm.known import KnownTails
+from ragtrain.models.gfm.ultra import UltraNetwork, UltraSettings, load_ultra, save_ultra
+
+N, R = 20, 3
+#: Zero-shot figures of ``ultra_3g`` on the 203 test triples of Nations, by the dense equations of the test of the network.
+NATIONS = {"mrr": 0.552423, "mr": 3.251232, "hits@1": 0.364532, "hits@3": 0.662562, "hits@10": 0.975369}
+
+
+def run(**settings: object) -> Any:
+    return evaluate.run(load_config(EvalConfig, flags=settings).config)
+
+
+def random_triples(n: int, seed: int = 0) -> np.ndarray:
+    draws = random.Random(seed)
+    rows = {(draws.randrange(N), draws.randrange(R), draws.randrange(N)) for _ in range(n)}
+    return np.array(sorted(rows))
+
+
+class Table:
+    """A network that has a score for every query and entity; of few values, so that many are equal."""
+
+    def __init__(self, levels: int) -> None:
+        self.settings = UltraSettings(hidden_dim=4)
+        self.scores = torch.randint(levels, (N, 2 * R, N)).float()
+        self.batches: list[int] = []
+
+    def score_tails(
+        self, graph: object, features: object, heads: torch.Tensor, relations: torch.Tensor
+    ) -> torch.Tensor:
+        self.batches.append(len(heads))
+        return self.scores[heads, relations]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph with all three splits."""
+    path = tmp_path_factory.mktemp("graphs") / "toy"
+    path.mkdir()
+    rows = random_triples(120).tolist()
+    random.Random(1).shuffle(rows)
+    for name, part in (("train", rows[:80]), ("valid", rows[80:95]), ("test", rows[95:])):
+        text = "".join(f"e{h}\tr{r}\te{t}\n" for h, r, t in part)
+        (path / f"{name}.txt").write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("models") / "tiny.pth"
+    save_ultra(UltraNetwork(UltraSettings(hidden_dim=8, relation_layers=2, num_layers=2)), path)
+    return path
+
+
+@pytest.mark.parametrize(("levels", "most"), [(3, 1), (3, 7), (10_000, None)])
+def test_ranks_and_best_entities_are_those_of_counting(levels: int, most: int | None) -> None:
+    triples = random_triples(90)
+    facts, asked = triples[:60], triples[50:]  # ten are facts as well
+    network, known = Table(levels), KnownTails(torch.from_numpy(triples[:80]), N, R)  # and ten nobody knows
+    graph = GraphTensors.from_triples(facts, N, R)
+    found = rank_links(network, graph, None, torch.from_numpy(asked), known, most=most)
+    true = {(h, r, t) for h, r, t in triples[:80].tolist()}
+    for number, (h, r, t) in enumerate(asked.tolist()):
+        for column, (head, relation, target) in enumerate(((h, r, t), (t, r + R, h))):
+            mine = {e for e in range(N) if ((head, r, e) if column == 0 else (e, r, head)) in true}
+            others = [e for e in range(N) if e not in mine and e != target]
+            scores = network.scores[head, relation].tolist()
+            assert found.scores[number, column] == scores[target]
+            assert found.negatives[number, column] == len(others)
+            rank = 1 + sum(scores[e] >= scores[target] for e in others)
+            assert found.ranks[number, column] == rank
+            listed = found.top[number, column].tolist()
+            expected = sorted([scores[e] for e in [*others, target]], reverse=True)[:TOP]
+            assert found.top_scores[number, column].tolist()[: len(expected)] == expected
+            assert set(listed) <= {*others, target, -1}
+            assert len(set(listed)) == TOP
+            assert (target in listed) == (rank <= TOP)
+            if rank <= TOP:
+                assert listed[rank - 1] == target
+    assert found.queries == sum(network.batches)
+    assert max(network.batches) <= (most or N * R * 2)
+    assert found.queries < 2 * len(asked)
+
+
+def test_a_full_device_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    triples = random_triples(40)
+    network, known = Table(9), KnownTails(torch.from_numpy(triples), N, R)
+    graph = GraphTensors.from_triples(triples[:30], N, R)
+    whole = rank_links(network, graph, None, torch.from_numpy(triples[30:]), known)
+    score, room = network.score_tails, 3
+
+    def full(*arguments: Any) -> torch.Tensor:
+        if len(arguments[2]) > room:
+            raise torch.OutOfMemoryError("full")
+        return score(*arguments)
+
+    monkeypatch.setattr(network, "score_tails", full)
+    again = rank_links(network, graph, None, torch.from_numpy(triples[30:]), known)
+    assert np.array_equal(whole.ranks, again.ranks)
+    room = 0
+    with pytest.raises(OutOfMemoryError, match="one query on 20 entities"):
+        rank_links(network, graph, None, torch.from_numpy(triples[30:]), known)
+
+
+def test_batches_fit_the_memory_they_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = GraphTensors.from_triples(random_triples(40), N, R)
+    assert batch_size(graph, 8) == link_ranks._MOST
+    monkeypatch.setattr(link_ranks, "_CPU_BYTES", 1)
+    assert batch_size(graph, 8) == 1
+
+
+def test_a_checkpoint_is_evaluated_on_a_folder_of_triples(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    result = run(model_dir=str(checkpoint), graph=folder, output_dir=tmp_path / "eval", batch_size=4)
+    graph, network = read_graph(folder), load_ultra(checkpoint)
+    tensors = GraphTensors.from_graph(graph)
+    everything = {tuple(row) for rows in (graph.triples, *graph.held_out.values()) for row in rows.tolist()}
+    lines = [json.loads(line) for line in (tmp_path / "eval" / "predictions.jsonl").read_text("utf-8").splitlines()]
+    ranks = []
+    names, relations = {n: i for i, n in enumerate(graph.entities)}, {n: i for i, n in enumerate(graph.relations)}
+    for line in lines:
+        h, r, t = names[line["triple"][0]], relations[line["triple"][1]], names[line["triple"][2]]
+        tail = line["direction"] == "tail"
+        start, asked, target = (h, r, t) if tail else (t, r + graph.n_relations, h)
+        with torch.no_grad():
+            scores = network.score_tails(tensors, None, torch.tensor([start]), torch.tensor([asked]))[0].tolist()
+        mine = {e for e in range(graph.n_entities) if ((h, r, e) if tail else (e, r, t)) in everything}
+        ranks.append(1 + sum(s >= scores[target] for e, s in enumerate(scores) if e not in mine))
+        assert line["rank"] == ranks[-1]
+        assert line["candidates"] == graph.n_entities - len(mine) + 1
+        assert len(line["top"]) == min(TOP, line["candidates"])
+    assert len(lines) == 2 * len(graph.held_out["test"])
+    assert result.summary["n"] == len(graph.held_out["test"])
+    assert result.metrics["mrr"] == pytest.approx(np.mean(1 / np.array(ranks)))
+    assert result.metrics["hits@3"] == pytest.approx(np.mean(np.array(ranks) <= 3))
+    assert result.metrics["tail_mrr"] == pytest.approx(np.mean(1 / np.array(ranks[::2])))
+    low, high = result.summary["intervals"]["mrr"]
+    assert low < result.metrics["mrr"] < high
+
+
+def test_the_same_evaluation_is_not_made_twice_and_another_has_a_folder_of_its_own(
+    folder: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = run(model_dir=str(checkpoint), graph=folder, num_samples=5)
+    assert first.path == Path("runs/tiny/eval-toy")
+    assert first.summary["n"] == 5
+    assert run(model_dir=str(checkpoint), graph=folder, num_samples=5, batch_size=2).reused
+    with pytest.raises(ConfigError, match="holds another evaluation"):
+        run(model_dir=str(checkpoint), graph=folder, num_samples=6)
+    assert run(model_dir=str(checkpoint), graph=folder, num_samples=6, overwrite=True).summary["n"] == 6
+    document = tmp_path / "one.json"
+    found = run(model_dir=str(checkpoint), graph=folder, output_file=document)
+    assert len(json.loads(document.read_text("utf-8"))["predictions"]) == 2 * found.summary["n"]
+
+
+def test_without_a_test_file_the_validation_triples_are_asked_and_without_both_some_are_held_out(
+    folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.txt").write_bytes((folder / f"{name}.txt").read_bytes())
+    found = run(model_dir=str(checkpoint), graph=tmp_path, output_dir=tmp_path / "a")
+    assert [found.summary["graphs"][0][name] for name in ("split", "asked", "facts")] == ["valid", 15, 80]
+    (tmp_path / "valid.txt").unlink()
+    found = run(model_dir=str(checkpoint), graph=tmp_path, output_dir=tmp_path / "b")
+    assert [found.summary["graphs"][0][name] for name in ("split", "asked", "facts")] == ["held-out", 8, 72]
+    (tmp_path / "train.txt").write_text("a\tr\tb\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no triple that could be held out"):
+        run(model_dir=str(checkpoint), graph=tmp_path, output_dir=tmp_path / "c")
+
+
+def test_what_means_nothing_here_is_refused(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--test-data, --n-docs means nothing to a network that completes graphs"):
+        run(model_dir=str(checkpoint), graph=folder, test_data=folder, n_docs=3)
+    with pytest.raises(ConfigError, match="says of no graph"):
+        run(model_dir=str(checkpoint))
+    with pytest.raises(ConfigError, match="there is no graph"):
+        run(model_dir=str(checkpoint), graph=tmp_path / "absent")
+    with pytest.raises(ConfigError, match=r"--graph means nothing to a RAG model"):
+        run(graph=folder)
+    with pytest.raises(ConfigError, match="no run or model folder"):
+        run(model_dir=str(tmp_path / "absent.pth"), graph=folder)
+    (tmp_path / "broken.pth").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        run(model_dir=str(tmp_path / "broken.pth"), graph=folder)
+
+
+def test_the_public_checkpoint_on_nations(real_data: Path, tmp_path: Path) -> None:
+    graphs = real_data / "graph"
+    found = run(
+        model_dir=str(graphs / "ultra" / "ultra_3g.pth"), graph=graphs / "kg" / "nations", output_dir=tmp_path / "eval"
+    )
+    assert found.summary["n"] == 203
+    assert {name: found.metrics[name] for name in NATIONS} == pytest.approx(NATIONS, abs=1e-4)
+
+
+@pytest.mark.slow  # 2,015 queries: half a minute on a processor's core
+@pytest.mark.reference
+def test_the_figures_of_ultra_on_codex_s(real_data: Path, tmp_path: Path) -> None:
+    graphs = real_data / "graph"
+    found = run(
+        model_dir=str(graphs / "ultra" / "ultra_3g.pth"), graph=graphs / "kg" / "codex-s", output_dir=tmp_path / "eval"
+    )
+    (golden,) = json.loads((graphs / "ultra" / "golden.json").read_text("utf-8"))["results"]
+    names = {"mrr": "mrr", "mr": "mr", "hits@1": "h1", "hits@3": "h3", "hits@10": "h10"}
+    assert {ours: found.metrics[ours] for ours in names} == pytest.approx(
+        {ours: golden[theirs] for ours, theirs in names.items()}, abs=1e-4
+    )
+    assert found.summary["n"] == golden["n"]
