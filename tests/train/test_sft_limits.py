@@ -82,6 +82,30 @@ def test_too_many_rows_without_anything_to_learn_end_a_run(
     sft.run(config_of(causal_lm(), data, tmp_path / "run", output_key="learn", max_untrained_share=0.1))
 
 
+@pytest.mark.parametrize(("policy", "other"), [("drop-docs", False), ("drop-row", True)])
+def test_a_policy_that_is_in_force_is_no_remedy(
+    policy: str, other: bool, causal_lm: Callable[..., Path], corner: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="train no token") as error:
+        sft.run(config_of(causal_lm(), corner, tmp_path / "run", max_length=12, on_overflow=policy))
+    assert "--max-length ≥" in str(error.value.hint)
+    assert ("--on-overflow" in str(error.value.hint)) is other
+
+
+def test_an_answer_shown_is_one_line(
+    causal_lm: Callable[..., Path], corner: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The question of a finished prompt may be the prompt itself."""
+    data = tmp_path / "train.jsonl"
+    row = {"prompt": "A passage.\n\nWho is\nit?", "answers": ["he"]}
+    data.write_text((json.dumps(row) + "\n") * 4)
+    caplog.set_level("INFO", "ragtrain")
+    sft.run(config_of(causal_lm(), data, tmp_path / "run", val_data=data))
+    shown = [record.getMessage() for record in caplog.records if "expected 'he'" in record.getMessage()]
+    assert shown
+    assert all("A passage. Who is it? →" in line for line in shown)
+
+
 def test_abstentions_are_counted_during_training(causal_lm: Callable[..., Path], corner: Path, tmp_path: Path) -> None:
     changes: dict[str, object] = {"raft": True, "n_docs": 2, "index": corner / "index", "abstain_target": "unknown"}
     result = sft.run(config_of(causal_lm(), corner, tmp_path / "run", **changes))

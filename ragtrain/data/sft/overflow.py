@@ -28,6 +28,7 @@ class OverflowReport:
     Attributes:
         limit: tokens that a row may have.
         room: tokens that are kept for an answer beside it.
+        policy: what a longer one loses; None where it is not known.
         rows: rows looked at.
         longest: tokens of the longest row, before anything was taken away.
         needed: tokens of the longest row that was dropped, as short as the policy may make it.
@@ -40,6 +41,7 @@ class OverflowReport:
 
     limit: int = 0
     room: int = 0
+    policy: Policy | None = None
     rows: int = 0
     longest: int = 0
     needed: int = 0
@@ -129,4 +131,5 @@ def _remedy(n_lost: int, report: OverflowReport | None) -> str:
     if not n_lost:
         return "give the rows targets (--output-key); with --mask-mode ragfit, --completion-start must be in every row"
     least = f" ≥ {report.needed}" if report is not None and report.needed else ""
-    return f"set --max-length{least} or --on-overflow drop-docs"
+    other = "" if report is not None and report.policy == "drop-docs" else " or --on-overflow drop-docs"
+    return f"set --max-length{least}{other}"

@@ -155,7 +155,7 @@ class Prompter:
             today = datetime.datetime.now(tz=datetime.UTC).astimezone().date()
             settings = dataclasses.replace(settings, date=today.isoformat())
         self.tokenizer, self.settings = tokenizer, settings
-        self.report = OverflowReport()
+        self.report = OverflowReport(policy=settings.on_overflow)
         template = None if settings.template is None else parse_template(settings.template)
         self.layout: Layout = make_layout(tokenizer, settings, template)
         self._bos, self._end = special_ends(tokenizer) if self.layout.special else ((), ())

@@ -85,5 +85,6 @@ def _show(records: Sequence[PromptedRecord]) -> None:
     """Write some answers to the log: a figure alone does not tell what the model writes."""
     if is_main_process():
         for record in records:
-            log.info("%s | %s → %r, expected %r", "right" if record.em else "wrong", record.question[-100:],
+            asked = " ".join(record.question.split())  # of a finished prompt it is the whole of it, on many lines
+            log.info("%s | %s → %r, expected %r", "right" if record.em else "wrong", asked[-100:],
                      record.prediction[:100], record.answers[0] if record.answers else "")  # fmt: skip
