@@ -89,7 +89,7 @@ class _Gather(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         states = states.contiguous()
         results: tuple[Tensor, ...]
-        if removed is None and triton_kernel.usable(states, relations, kinds, message):
+        if triton_kernel.usable(states, relations, kinds, message):
             results = (triton_kernel.forward(edges, states, relations, message),)
         else:
             results = _forward(edges, states, relations, message, kinds)
@@ -108,12 +108,12 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         states, relations, *extremes = ctx.saved_tensors
         edges, message, kinds, removed = ctx.edges, ctx.message, ctx.kinds, ctx.removed
-        if removed is None and triton_kernel.usable(states, relations, kinds, message):
-            d_states, d_relations = triton_kernel.backward(edges, states, relations, message, gradients[0].contiguous())
-            return d_states, d_relations, None, None, None, None
         outer = _Outer(kinds, [g.contiguous() for g in gradients], extremes)
-        outer.share(edges, states, relations, message, removed)
-        d_states, d_relations = _backward(edges, states, relations, message, outer)
+        if triton_kernel.usable(states, relations, kinds, message):
+            d_states, d_relations = triton_kernel.backward(edges, states, relations, message, gradients[0].contiguous())
+        else:
+            outer.share(edges, states, relations, message, removed)
+            d_states, d_relations = _backward(edges, states, relations, message, outer)
         if removed is not None:
             _take_back(states, relations, message, outer, removed, (d_states, d_relations))
         return d_states.to(states.dtype), d_relations.to(relations.dtype), None, None, None, None
@@ -260,10 +260,9 @@ def _take_back(
     sent = _sent(x, z, message) if outer.needs_message else None
     gradient = outer.of(target, row, sent)
     d_states, d_relations = totals
-    d_states.index_put_((source, row), -_to_state(gradient, _widen(z), message), accumulate=True)
-    d_z = -_to_relation(gradient, _widen(x), message)
-    place = (relation,) if relations.dim() == 2 else (relation, row)
-    d_relations.index_put_(place, d_z, accumulate=True)
+    d_x, d_z = _to_state(gradient, _widen(z), message), _to_relation(gradient, _widen(x), message)
+    d_states.index_put_((source, row), -d_x.to(d_states.dtype), accumulate=True)
+    d_relations.index_put_((relation,), -d_z.to(d_relations.dtype), accumulate=True)
 
 
 def _message(x: Tensor, z: Tensor, message: Message, *, inplace: bool = False) -> Tensor:

@@ -135,10 +135,12 @@ class NBFLayer(nn.Module):
                 received = boundary.add_to(received)
             if self.aggregate == "mean":
                 received = received / degrees.counts.to(received.dtype)
-            hidden = own + F.linear(received, linear.weight[:, width:])
+            # One matrix product that adds to the other; the sum is never a third tensor.
+            flat = torch.addmm(own.flatten(0, 1), received.flatten(0, 1), linear.weight[:, width:].T)
+            hidden = flat.view_as(own)
         if self.layer_norm is not None:
             hidden = self.layer_norm(hidden).to(previous.dtype)  # autocast gives float32
-        hidden = F.relu(hidden)
+        hidden = F.relu_(hidden)  # neither a norm nor a product needs its output again
         return hidden + previous if self.short_cut else hidden
 
     def _pna(self, gathered: tuple[Tensor, ...], boundary: Boundary, degrees: Degrees) -> Tensor:

@@ -204,15 +204,16 @@ class GraphNetwork(nn.Module):
             raise RagtrainError(f"there are {len(question_vectors)} questions and seeds of {len(seeds)}")
         known = self._known(graph, relation_features, len(seeds), None)
         relation_states = self.relation_states(relation_features) if known is None else known.relation_states
-        query, boundary = self._question_boundary(question_vectors, seeds, weights)
+        query, boundary = self.boundary_of(question_vectors, seeds, weights)
         return self._answer(_Asked(graph, relation_states, query, boundary, None, known), None)
 
-    def _question_boundary(
+    def boundary_of(
         self,
         question_vectors: Tensor,
         seeds: Sequence[Tensor | np.ndarray | Sequence[int]],
         weights: Tensor | None,
     ) -> tuple[Tensor, Boundary]:
+        """Return the queries (B, D) of questions, and what they put into their entities."""
         query = self.question_mlp(question_vectors)
         nodes, rows = unique_seeds(seeds, query.device)
         values = query[rows]

@@ -49,7 +49,7 @@ def forward(edges: Edges, states: Tensor, relations: Tensor, message: str) -> Te
 
 
 def backward(edges: Edges, states: Tensor, relations: Tensor, message: str, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of states (n_in, B, D) and relations (n_relations, D).
+    """Return the gradients of states (n_in, B, D), in their type, and of relations (n_relations, D), float32.
 
     Args:
         edges: where messages went.
@@ -67,7 +67,7 @@ def backward(edges: Edges, states: Tensor, relations: Tensor, message: str, grad
         _relation_program[(edges.n_relations, triton.cdiv(width, tile))](
             walk.offsets, walk.first, walk.second, gradient, states, d_relations, batch, width, operation, tile
         )
-    return d_states, d_relations.to(relations.dtype)
+    return d_states, d_relations
 
 
 def _rows(walk: Walk, rows: int, values: Tensor, relations: Tensor, operation: int) -> Tensor:
