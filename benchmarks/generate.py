@@ -18,10 +18,10 @@ import torch
 from ragtrain import prepare
 from ragtrain.config.commands import EvalConfig
 from ragtrain.data.sft.prompts import Prompter
-from ragtrain.evaluate import generate as room
 from ragtrain.evaluate.resolve import precision_of, subject_of
 from ragtrain.evaluate.rows import ask, read_rows
 from ragtrain.evaluate.subjects import causal_of, load
+from ragtrain.models import generate as room
 
 if TYPE_CHECKING:
     from collections.abc import Callable

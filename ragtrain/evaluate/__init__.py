@@ -20,7 +20,6 @@ links.py       networks that complete graphs: true tails and heads, ranked among
 link_*.py      what such a network is, what it is asked for, and the ranks
 answers.py     questions → answers → scores, with a RAG model
 prompted.py    prompts → answers → scores, with a causal language model
-generate.py    prompts → texts
 results.py     an evaluation on disk
 """
 

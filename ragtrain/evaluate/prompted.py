@@ -13,7 +13,7 @@ import torch
 
 from ragtrain import metrics, report
 from ragtrain.evaluate.answers import BOOTSTRAP_SAMPLES
-from ragtrain.evaluate.generate import Generated, generate
+from ragtrain.models.generate import Generated, generate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

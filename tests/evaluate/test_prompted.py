@@ -16,8 +16,8 @@ from ragtrain import metrics
 from ragtrain.data.sft.fitting import Fitted
 from ragtrain.data.sft.records import Sample
 from ragtrain.evaluate import prompted
-from ragtrain.evaluate.generate import Generated, generate
 from ragtrain.evaluate.prompted import PromptedRecord, PromptedSettings, evaluate_samples, measure, summarise
+from ragtrain.models.generate import Generated, generate
 from ragtrain.records import Document
 
 WORDS = 40

@@ -30,9 +30,9 @@ from transformers import (
 )
 
 from ragtrain.errors import ConfigError, OutOfMemoryError
-from ragtrain.evaluate import generate as room
-from ragtrain.evaluate.generate import end_tokens, generate
+from ragtrain.models import generate as room
 from ragtrain.models.adapters import add_lora, merge_lora
+from ragtrain.models.generate import end_tokens, generate
 
 WORDS = 60
 #: Every model here ends at one of these, so that rows of a batch end at different steps.
