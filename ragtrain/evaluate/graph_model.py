@@ -29,6 +29,7 @@ from ragtrain.models.gfm.edges import GraphTensors
 from ragtrain.models.gfm.export import load_gfm
 from ragtrain.models.gfm.model import GfmSettings, GraphNetwork
 from ragtrain.models.weights import FILE, load_weights
+from ragtrain.prepare.graph import link_entities
 from ragtrain.prepare.relations import question_features, relation_features
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ragtrain.graphs import GraphQuestion
     from ragtrain.index.graph.read import ReadGraph
     from ragtrain.models.encoder import TextEncoder
+    from ragtrain.prepare.graph.link import Link
     from ragtrain.runs import RunFolder
 
 log = logging.getLogger("ragtrain")
@@ -233,6 +235,10 @@ class Scorer:
             log.info("%s is not a graph that %s was trained on, or it was changed since", path, retriever.name)
         # As in training, where one encoder reads relations and questions.
         return cls(retriever, found, load_encoder(retriever.text_encoder, role="passage"), device)
+
+    def link(self, questions: Sequence[str]) -> list[list[Link]]:
+        """Return the entities that each question names, with scores: 1, or the cosine where the words are not the name."""
+        return link_entities(questions, self.found.graph, self.encoder)
 
     def vectors(self, questions: Sequence[str], *, kept: bool = True) -> Tensor:
         """Return (questions, text_dim) vectors of questions; those of a whole file are kept beside the graph."""

@@ -23,7 +23,6 @@ from ragtrain.evaluate.graph_model import GraphRetriever, Scorer, graph_path_of,
 from ragtrain.evaluate.graph_scores import GraphRecord, ranks_of
 from ragtrain.evaluate.graph_systems import Dense, Systems, evaluated
 from ragtrain.evaluate.results import EvalResult
-from ragtrain.index.graph.names import EntityNames
 from ragtrain.records import write_json
 
 if TYPE_CHECKING:
@@ -198,8 +197,11 @@ def _linked(asked: Asked, scorer: Scorer) -> Asked:
     """Return questions with the entities that they name, where none of them came with any."""
     if any(question.entities for question in asked.questions):
         return asked
-    names = EntityNames(scorer.found.graph.entities)
-    questions = [dataclasses.replace(each, entities=names.mentions(each.question)) for each in asked.questions]
+    links = scorer.link([each.question for each in asked.questions])
+    questions = [
+        dataclasses.replace(each, entities=tuple(place for place, _ in found))
+        for each, found in zip(asked.questions, links, strict=True)
+    ]
     log.info("no question of %s is linked to an entity: %d of %d name one that the graph has", asked.file.path,
              sum(bool(each.entities) for each in questions), len(questions))  # fmt: skip
     return dataclasses.replace(asked, questions=questions, linked_here=True)
