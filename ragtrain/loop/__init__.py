@@ -19,7 +19,7 @@ steps.py        the generator that holds them together
 from ragtrain.loop.feed import Batch, BatchSource
 from ragtrain.loop.journal import Step
 from ragtrain.loop.schedule import ParamGroup, resolve_precision, total_steps
-from ragtrain.loop.settings import Training, make_accelerator, resume_command
+from ragtrain.loop.settings import Training, check_packages, make_accelerator, resume_command
 from ragtrain.loop.steps import steps
 from ragtrain.loop.update import LossFunction
 from ragtrain.models.weights import load_weights
@@ -32,6 +32,7 @@ __all__ = [
     "ParamGroup",
     "Step",
     "Training",
+    "check_packages",
     "is_main_process",
     "load_weights",
     "make_accelerator",

@@ -158,14 +158,23 @@ def make_optimizer(groups: Sequence[ParamGroup], optim: OptimConfig, *, scaled: 
     return torch.optim.AdamW(torch_groups, betas=betas, eps=optim.adam_epsilon, fused=not scaled)
 
 
-def _bitsandbytes(name: str) -> Callable[..., torch.optim.Optimizer]:
+def check_optimizer(name: str) -> None:
+    """Raise ConfigError unless the package of an optimizer is installed."""
+    if name == "adamw":
+        return
     try:
-        from bitsandbytes import optim as optimizers
+        import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             f"optim.optimizer {name} is bitsandbytes', which is not installed",
             hint="pip install 'ragtrain[quant]', or take --optimizer adamw",
         ) from error
+
+
+def _bitsandbytes(name: str) -> Callable[..., torch.optim.Optimizer]:
+    check_optimizer(name)
+    from bitsandbytes import optim as optimizers
+
     theirs = BITSANDBYTES[name]
     if theirs.startswith("Paged") and not torch.accelerator.is_available():
         logger.info(

@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
 
 from ragtrain.errors import ConfigError
-from ragtrain.loop.schedule import resolve_precision
+from ragtrain.loop.journal import check_trackers
+from ragtrain.loop.schedule import check_optimizer, resolve_precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +47,16 @@ class Training:
     memory_flags: Sequence[str] = ("--gradient-checkpointing",)
     indivisible: str = ""
     relief: Callable[[], str] | None = None
+
+
+def check_packages(optim: OptimConfig, trackers: Sequence[str]) -> None:
+    """Refuse an optimizer or trackers that are not installed: before anything is read, or a run folder is made.
+
+    Raises:
+        ConfigError: naming what to install.
+    """
+    check_optimizer(optim.optimizer)
+    check_trackers(trackers)
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:

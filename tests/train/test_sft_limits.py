@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,27 @@ def test_an_answer_shown_is_one_line(
     shown = [record.getMessage() for record in caplog.records if "expected 'he'" in record.getMessage()]
     assert shown
     assert all("A passage. Who is it? →" in line for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"optimizer": "paged_adamw_8bit"}, "bitsandbytes'"), ({"trackers": ("swanlab",)}, "swanlab")],
+    ids=["optimizer", "tracker"],
+)
+def test_packages_that_are_missing_end_a_run_before_it_is_written(
+    changes: dict[str, object],
+    named: str,
+    causal_lm: Callable[..., Path],
+    corner: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They left a run folder, which the same command with another optimizer was then refused for."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr("ragtrain.loop.journal.get_available_trackers", list)
+    with pytest.raises(ConfigError, match=named):
+        sft.run(config_of(causal_lm(), corner, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_abstentions_are_counted_during_training(causal_lm: Callable[..., Path], corner: Path, tmp_path: Path) -> None:
