@@ -76,6 +76,7 @@ def run(config: GfmConfig) -> GfmResult:
     """
     # 1. What to train on, and whether the output folder is free: before anything is built or written.
     check(config)
+    loop.check_packages(config.optim, config.run.trackers)
     settings = config.model_dump(mode="json")
     place: dict[str, Any] = {"overwrite": config.run.overwrite, "resume": config.loop.resume}
     RunFolder.check(config.run.output_dir, "gfm", settings, **place)

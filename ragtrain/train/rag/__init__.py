@@ -81,6 +81,7 @@ def run(config: RagConfig) -> RagResult:
     """
     # 1. What to train on, and whether the output folder is free: before anything is built or written.
     check(config)
+    loop.check_packages(config.optim, config.run.trackers)
     if unused := idle(config):
         log.info("without effect in this run: %s", ", ".join(unused))
     settings = config.model_dump(mode="json")
