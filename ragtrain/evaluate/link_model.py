@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ragtrain.errors import CheckpointError, ConfigError, DataError
+from ragtrain.evaluate.graph_model import retriever_of
 from ragtrain.index.graph.read import load_graph
 from ragtrain.models.encoder import load_encoder
 from ragtrain.models.folders import SIDECAR, read_json
@@ -85,8 +86,6 @@ def link_model_of(subject: Subject) -> LinkModel:
     seed = subject.setting("loop", "seed") if run is not None else None
     path = Path(str(subject.model_name)) if run is None else run.final_model
     if not is_ultra(path):
-        from ragtrain.evaluate.graph_model import retriever_of
-
         found = retriever_of(subject)
         graphs = tuple(Path(str(each["path"])) for each in found.graphs if "path" in each)
         return LinkModel(subject.name, found.network, found.text_encoder, found.fingerprint(), graphs, share, seed)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: Entities that a prediction lists.
 TOP = 10
 #: Bytes that a batch of queries may take: on a processor, where larger ones gain nothing, and as a share of a GPU's free memory.
-_CPU_BYTES, _GPU_SHARE = 1 << 28, 0.4
+_CPU_BYTES, _GPU_SHARE = 1 << 26, 0.4
 #: Tensors as large as all states of a batch that exist at a time: states, messages, hidden values.
 _TENSORS = 8
 _MOST = 256

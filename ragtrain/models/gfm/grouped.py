@@ -156,9 +156,8 @@ def _sums(walk: _Walk, states: Tensor, factors: Tensor, table: Tensor | None) ->
         if table is not None and not shared:
             factor = factor.index_select(1, table)
         products = inner.view(-1, batch, width).mul_(factor).view(-1, batch * width)
-        sums[chunk.rows] += embedding_bag(
-            chunk.places, products, chunk.row_starts, mode="sum", include_last_offset=True
-        )
+        part = embedding_bag(chunk.places, products, chunk.row_starts, mode="sum", include_last_offset=True)
+        sums[chunk.rows].add_(part)
     return sums
 
 

@@ -111,8 +111,9 @@ class _Layer(nn.Module):
     def update(self, states: Tensor, received: Tensor) -> Tensor:
         """Return the new states, (rows, B, D); W is applied in halves, so that nothing is copied beside each other."""
         width, weight = states.shape[-1], self.linear.weight
-        hidden = F.linear(states, weight[:, :width], self.linear.bias) + F.linear(received, weight[:, width:])
-        return F.relu(self.layer_norm(hidden)).to(states.dtype) + states
+        hidden = F.linear(states, weight[:, :width], self.linear.bias).add_(F.linear(received, weight[:, width:]))
+        hidden = F.relu_(self.layer_norm(hidden)).to(states.dtype)
+        return hidden + states if torch.is_grad_enabled() else hidden.add_(states)
 
 
 class RelationLayer(_Layer):
