@@ -109,7 +109,7 @@ def test_the_guided_head_is_the_one_of_the_model(scripts: Any, small: Any) -> No
     output = small(tokens, use_cache=False, output_attentions=True, output_hidden_states=True)
     rows, places = torch.tensor([0, 1, 1]), torch.tensor([3, 17, 29])
     looked = script.looked_at(small, output.hidden_states[-2], rows, places)
-    torch.testing.assert_close(looked.exp(), output.attentions[-1][rows, 0, places], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(looked.exp(), output.attentions[-1][rows, :, places], rtol=1e-4, atol=1e-6)
 
 
 def test_the_first_layer_starts_with_a_head_that_looks_back(scripts: Any) -> None:
