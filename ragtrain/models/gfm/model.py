@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GfmSettings", "GraphNetwork", "GraphTensors", "Removed"]
 
-_WORTH = 0.9
-"""Rows are computed one by one where they are fewer than this share of all entities times queries."""
 _HEAD_BYTES = 64 << 20
 """Hidden values of the head that exist at a time where no gradient is wanted."""
 
@@ -227,7 +225,7 @@ class GraphNetwork(nn.Module):
         """Return the null states of a graph, where no gradient is wanted and queries reach little of it."""
         if torch.is_grad_enabled() or not self.null_states or not nullstate.exact(self, removed):
             return None
-        if not reach.worth(graph, batch, self.settings.num_layers, cached=True):
+        if not reach.worth(graph, batch, self.settings.num_layers, self.settings.hidden_dim, cached=True):
             return None
         return self.null_cache.get(self, graph, relation_features)
 
@@ -244,17 +242,18 @@ class GraphNetwork(nn.Module):
     def _rows(self, asked: _Asked, candidates: Tensor | None) -> Rows | None:
         """Return which states are to be computed, or None where that is the better part of all."""
         graph, batch, n_layers = asked.graph, len(asked.query), self.settings.num_layers
-        cached = asked.known is not None
+        cached, width = asked.known is not None, self.settings.hidden_dim
         if not cached:
             if not self.null_states or not nullstate.exact(self, asked.removed):
                 return None
-            if not reach.worth(graph, batch, n_layers, some=candidates is not None):
+            if not reach.worth(graph, batch, n_layers, width, some=None if candidates is None else candidates.shape[1]):
                 return None
         level = reach.reached(graph, asked.boundary.places, batch, n_layers, asked.removed)
         rows = reach.rows_of(
             graph, asked.boundary.places, level, n_layers, removed=asked.removed, wanted=candidates, cached=cached
         )
-        return rows if cached or rows.cost < _WORTH * n_layers * graph.n_entities * batch else None
+        most = reach.WORTH * n_layers * graph.n_entities * batch
+        return rows if cached or rows.cost * reach.overhead(width) < most else None
 
     def _run(self, asked: _Asked) -> Tensor:
         """Return the states of all entities after the last layer, (N, B, D)."""

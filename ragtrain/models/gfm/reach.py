@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _FAR = 127
 _SAMPLED = 32
-_WORTH = 0.8
+WORTH = 0.8
+"""Rows are computed one by one where they cost less than this share of all entities times queries."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +98,18 @@ def reached(graph: GraphTensors, seeds: Tensor, batch: int, n_layers: int, remov
     return level
 
 
-def worth(graph: GraphTensors, batch: int, n_layers: int, *, cached: bool = False, some: bool = False) -> bool:
-    """Return whether queries reach so little of a graph that rows are probably fewer than entities times queries.
+def overhead(width: int) -> float:
+    """Return what a row costs next to one of the dense pass, whose edges are looked up once for all queries.
+
+    Measured on a CPU: the lookups of a row's edges take as long as some 64 values of its messages.
+    """
+    return 1 + 64 / width
+
+
+def worth(
+    graph: GraphTensors, batch: int, n_layers: int, width: int, *, cached: bool = False, some: int | None = None
+) -> bool:
+    """Return whether queries reach so little of a graph that rows are probably cheaper than entities times queries.
 
     A guess from entities at even distances in the order of edges, so that those of many edges are met as often as
     questions meet them. It depends on the graph alone and is made once.
@@ -107,8 +118,9 @@ def worth(graph: GraphTensors, batch: int, n_layers: int, *, cached: bool = Fals
         graph: the edges.
         batch: number of queries.
         n_layers: number of layers.
+        width: D.
         cached: null states cost nothing.
-        some: only some entities are scored, so that of the last layers little is computed.
+        some: how many entities are scored for each query, so that of the last layers less is computed; None is all.
     """
     if not len(graph) or (batch < 2 and not (cached or some)):
         return False
@@ -120,9 +132,11 @@ def worth(graph: GraphTensors, batch: int, n_layers: int, *, cached: bool = Fals
         level = reached(graph, nodes * len(nodes) + torch.arange(len(nodes), device=nodes.device), len(nodes), n_layers)
         shares = torch.stack([(level <= layer).double().mean() for layer in range(1, n_layers + 1)]).cpu()
         graph.__dict__[key] = shares
-    if some:  # the way back from some entities is as long as the way there
-        shares = torch.minimum(shares, shares.flip(0))
-    return float((batch * shares + (0 if cached else 1)).sum()) < _WORTH * n_layers * batch
+    if some is not None:  # the way back from some entities is as long as the way there
+        back = torch.cat([shares.new_full((1,), 1 / graph.n_entities), shares[:-1]]).mul_(some).clamp_(max=1)
+        shares = torch.minimum(shares, back.flip(0))
+    rows = float((batch * shares + (0 if cached else 1)).sum())
+    return rows * overhead(width) < WORTH * n_layers * batch
 
 
 def rows_of(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ragtrain.models.gfm import model, nullstate, reach
+from ragtrain.models.gfm import nullstate, reach
 from ragtrain.models.gfm.edges import GraphTensors
 from ragtrain.models.gfm.model import GfmSettings, GraphNetwork
 
@@ -36,7 +36,7 @@ def table(twins: ModuleType) -> Tensor:
 def forced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows even where they do not pay."""
     monkeypatch.setattr(reach, "worth", lambda *args, **kwargs: True)
-    monkeypatch.setattr(model, "_WORTH", float("inf"))
+    monkeypatch.setattr(reach, "WORTH", float("inf"))
 
 
 def both(net: GraphNetwork, score: object, *, grad: bool) -> tuple[Tensor, Tensor]:
@@ -118,13 +118,15 @@ def test_levels_are_distances(table: Tensor) -> None:
     for layer in range(LAYERS + 1):
         assert torch.equal(level <= layer, state > 0)
         state = near.float() @ state
-    assert reach.worth(graph, 4, LAYERS)
-    assert not reach.worth(graph, 1, LAYERS)
-    assert reach.worth(graph, 1, LAYERS, cached=True)
+    assert reach.worth(graph, 4, LAYERS, 512)
+    assert not reach.worth(graph, 1, LAYERS, 512)
+    assert reach.worth(graph, 1, LAYERS, 512, cached=True)
+    assert not reach.worth(graph, 4, LAYERS, 8)  # looking up edges would cost more than messages
     full = GraphTensors.from_triples(
         torch.cartesian_prod(torch.arange(5), torch.zeros(1).long(), torch.arange(5)), 5, 1
     )
-    assert not reach.worth(full, 64, LAYERS)
+    assert not reach.worth(full, 64, LAYERS, 512)
+    assert not reach.worth(full, 64, LAYERS, 512, some=4)
 
 
 def test_only_what_candidates_need_is_computed(table: Tensor) -> None:
@@ -154,6 +156,7 @@ def test_null_states_are_kept_until_something_changes(table: Tensor, monkeypatch
         close(scores, net.score_entities(graph, features, questions, [[1], [5], [20], [30]]))
         net.null_states = True
 
+    monkeypatch.setattr(reach, "worth", lambda *args, **kwargs: True)
     check(graphs[0], 1)
     check(graphs[0], 1)
     check(graphs[1], 2)
