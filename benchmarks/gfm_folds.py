@@ -57,9 +57,9 @@ def main() -> None:
             evaluate.run(load_config(EvalConfig, flags=asked).config)
             predictions = (folder / "run" / "eval" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
             rows += [json.loads(line) for line in predictions]
-    document = summary(rows, given)
-    document |= {"seconds": time.perf_counter() - began, "threads": given.threads, "settings": vars(given)}
-    show(document)
+        document = summary(rows, given)
+        document |= {"seconds": time.perf_counter() - began, "threads": given.threads, "settings": vars(given)}
+        show(document)  # before the last run's log file goes
     json.dump(document, sys.stdout, indent=2, default=str)
     sys.stdout.write("\n")
 
