@@ -185,6 +185,14 @@ def panel(title: str, pairs: Sequence[tuple[str, object]]) -> None:
     _write(f"{title}\n{indented}", Panel(Text(body), title=Text(title), title_align="left", expand=False))
 
 
+def block(title: str, text: str) -> None:
+    """Show lines as they stand on stderr, under a title: a drawing of text."""
+    from rich.text import Text
+
+    text = _visible(text)
+    _write(f"{title}\n{text}", Text.assemble((title, "bold"), "\n", text))
+
+
 ROLE_STYLES = {
     "template": "dim", "instruction": "magenta", "shots": "yellow", "passages": "cyan", "question": "green",
     "answer": "bold red", "prompt": "cyan",

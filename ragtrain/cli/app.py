@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 COMMANDS: Mapping[type[Command], str] = {
     FetchConfig: "ragtrain.data.fetch:run",
     PrepareConfig: "ragtrain.prepare:run",
-    SearchConfig: "ragtrain.prepare:search",
+    SearchConfig: "ragtrain.evaluate.graph_search:search",
     InfoConfig: "ragtrain.prepare:info",
     RagConfig: "ragtrain.train.rag:run",
     SftConfig: "ragtrain.train.sft:run",

@@ -107,10 +107,13 @@ class PrepareConfig(Command):
 
 
 class SearchConfig(Command):
-    """Search an index with a question."""
+    """Search an index, or a graph with the model that was trained for it, with a question."""
 
     name: ClassVar[str] = "index search"
-    examples: ClassVar[tuple[str, ...]] = ('ragtrain index search "capital of Norway" --index-path data/demo/index',)
+    examples: ClassVar[tuple[str, ...]] = (
+        'ragtrain index search "capital of Norway" --index-path data/demo/index',
+        'ragtrain index search "Who founded …?" --model-dir runs/gfm --draw paths.svg',
+    )
     title: ClassVar[str] = "Search"
     positional: ClassVar[str | None] = "question"
     positional_metavar: ClassVar[str] = "[QUESTION]"
@@ -121,6 +124,12 @@ class SearchConfig(Command):
     """Index folder."""
     encoder: str | None = None
     """Question encoder; without it, the one the index was made for. A run folder stands for its trained one."""
+    model_dir: str | None = None
+    """Graph model (a run of train gfm): search its graph instead of an index, and show along which paths it found what it found."""
+    graph: Path | None = None
+    """Folder of the graph to search; without it, that of the model's training."""
+    draw: Path | None = None
+    """Graph models: SVG file to draw the paths in."""
     n_docs: PositiveInt = 5
     """Passages to show."""
     retrieval: Literal["dense", "bm25", "hybrid"] = "dense"
@@ -132,7 +141,7 @@ class SearchConfig(Command):
 
 
 class InfoConfig(Command):
-    """Explain an index folder or file: what it holds, how it was made, whether it is whole."""
+    """Explain an index or a graph, folder or file: what it holds, how it was made, whether it is whole."""
 
     name: ClassVar[str] = "index info"
     examples: ClassVar[tuple[str, ...]] = (
@@ -144,6 +153,6 @@ class InfoConfig(Command):
     positional_metavar: ClassVar[str] = "[PATH]"
 
     index_path: Path = Path("data/demo/index")
-    """Index folder of ``ragtrain index prepare``, or an index of another tool."""
+    """Index or graph folder of ``ragtrain index prepare``, an index of another tool, or a graph folder of GFM-RAG."""
     check_hashes: bool = False
     """Read every file and compare its SHA-256 with the manifest."""
