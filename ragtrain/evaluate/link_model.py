@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ragtrain.evaluate.resolve import Subject
     from ragtrain.index.graph.read import ReadGraph
     from ragtrain.models.gfm.model import GraphNetwork
+    from ragtrain.runs import RunFolder
 
 log = logging.getLogger("ragtrain")
 
@@ -84,7 +85,7 @@ def link_model_of(subject: Subject) -> LinkModel:
     run = subject.run
     share = subject.setting("data", "dev_split") if run is not None else None
     seed = subject.setting("loop", "seed") if run is not None else None
-    path = Path(str(subject.model_name)) if run is None else run.final_model
+    path = Path(str(subject.model_name)) if run is None else _weights_of(run, subject)
     if not is_ultra(path):
         found = retriever_of(subject)
         graphs = tuple(Path(str(each["path"])) for each in found.graphs if "path" in each)
@@ -93,11 +94,28 @@ def link_model_of(subject: Subject) -> LinkModel:
     if run is not None and subject.checkpoint != "final":
         checkpoint = run.checkpoints / str(subject.checkpoint)
         if not (checkpoint / WEIGHTS_FILE).is_file():
-            raise CheckpointError(f"no checkpoint {subject.checkpoint!r}", path=checkpoint)
+            known = sorted(each.name for each in run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []
+            raise CheckpointError(f"no checkpoint {subject.checkpoint!r}", path=checkpoint,
+                                  hint=f"known are: final, {', '.join(known) or '(none yet)'}")  # fmt: skip
         load_weights(_Saved(network), checkpoint)
-    trained = read_json(path / SIDECAR).get("graphs") if path.is_dir() else None
+    trained = read_json(run.path / "data.json" if run is not None else path / SIDECAR).get("graphs")
     graphs = tuple(Path(str(each["path"])) for each in trained or () if isinstance(each, dict) and "path" in each)
     return LinkModel(subject.name, network.eval(), None, _fingerprint(network), graphs, share, seed)
+
+
+def _weights_of(run: RunFolder, subject: Subject) -> Path:
+    """Return where a run's network is: in its final model, else, for a checkpoint, in what the run began with.
+
+    Raises:
+        CheckpointError: the run has not ended, and no checkpoint is named.
+    """
+    before = subject.setting("model", "model_dir")
+    if run.final_model.is_dir() or before is None or not is_ultra(Path(before)):
+        return run.final_model
+    if subject.checkpoint == "final":
+        raise CheckpointError("the run has no final model: its training has not ended", path=run.path,
+                              hint="give --checkpoint latest; or let the training end")  # fmt: skip
+    return Path(before)
 
 
 def _fingerprint(network: UltraNetwork) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ragtrain import evaluate
-from ragtrain.config.commands import EvalConfig
+from ragtrain.config.commands import EvalConfig, GfmConfig
 from ragtrain.config.load import load_config
 from ragtrain.errors import CheckpointError, ConfigError, DataError, OutOfMemoryError
 from ragtrain.evaluate import link_ranks
@@ -21,6 +21,7 @@ from ragtrain.index.graph.read import read_graph
 from ragtrain.models.gfm.edges import GraphTensors
 from ragtrain.models.gfm.known import KnownTails
 from ragtrain.models.gfm.ultra import UltraNetwork, UltraSettings, load_ultra, save_ultra
+from ragtrain.train import gfm
 
 N, R = 20, 3
 #: Zero-shot figures of ``ultra_3g`` on the 203 test triples of Nations, by the dense equations of the test of the network.
@@ -203,6 +204,53 @@ def test_what_means_nothing_here_is_refused(folder: Path, checkpoint: Path, tmp_
     (tmp_path / "broken.pth").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="cannot be read as weights"):
         run(model_dir=str(tmp_path / "broken.pth"), graph=folder)
+
+
+def pretrained(folder: Path, output: Path, **settings: object) -> gfm.GfmResult:
+    flags = {
+        "stage": "pretrain", "graphs": (folder,), "output_dir": output, "max_steps": 2, "eval_steps": 1, "batch_size": 4,
+        "num_negatives": 5, "hidden_dim": 8, "num_layers": 2, "learning_rate": 0.01, "trackers": (), **settings,
+    }  # fmt: skip
+    return gfm.run(load_config(GfmConfig, flags=flags).config)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_run_is_asked_for_what_it_held_out(ours: bool, folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """The figures are those of the training's last evaluation, which goes a way of its own."""
+    graph = tmp_path / "graph"
+    graph.mkdir()
+    (graph / "train.txt").write_bytes((folder / "train.txt").read_bytes())
+    trained = pretrained(graph, tmp_path / "run", **({} if ours else {"model_dir": str(checkpoint)}))
+    found = run(model_dir=str(tmp_path / "run"))
+    assert found.path == tmp_path / "run" / "eval"
+    assert [found.summary["graphs"][0][name] for name in ("split", "asked", "facts")] == ["held-out", 8, 72]
+    for name in ("mrr", "mr", "hits@3"):
+        assert found.metrics[name] == pytest.approx(trained.evaluation[f"eval_{name}"], rel=1e-5)
+    first = run(model_dir=str(tmp_path / "run" / "checkpoints" / "step-000001"), output_dir=tmp_path / "first")
+    assert first.summary["model"]["fingerprint"] != found.summary["model"]["fingerprint"]
+    final = (tmp_path / "run" / "final_model").rename(tmp_path / "moved")
+    if not ours:  # without the final model a checkpoint is read into what the run began with
+        last = run(model_dir=str(tmp_path / "run"), checkpoint="latest", output_dir=tmp_path / "last")
+        assert last.metrics["mrr"] == pytest.approx(found.metrics["mrr"])
+    with pytest.raises(CheckpointError, match="has not ended"):
+        run(model_dir=str(tmp_path / "run"), output_dir=tmp_path / "none")
+    # The final model by itself says the same, wherever it is.
+    alone = run(model_dir=str(final), graph=folder, output_dir=tmp_path / "alone")
+    assert alone.summary["graphs"][0]["split"] == "test"
+
+
+def test_graphs_of_a_run_are_asked_together(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("train", "test"):
+        (other / f"{name}.txt").write_bytes((folder / f"{name}.txt").read_bytes())
+    pretrained(folder, tmp_path / "run", graphs=(folder, other), model_dir=str(checkpoint))
+    found = run(model_dir=str(tmp_path / "run"))
+    one, two = (found.summary["by_graph"][str(path.resolve())]["mrr"] for path in (folder, other))
+    assert found.metrics["mrr"] == pytest.approx((one + two) / 2)
+    assert found.summary["n"] == 2 * found.summary["graphs"][0]["asked"]
+    lines = (tmp_path / "run" / "eval" / "predictions.jsonl").read_text("utf-8").splitlines()
+    assert len({json.loads(line)["id"] for line in lines}) == 2 * found.summary["n"]
 
 
 def test_the_public_checkpoint_on_nations(real_data: Path, tmp_path: Path) -> None:
