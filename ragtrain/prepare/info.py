@@ -1,4 +1,4 @@
-"""``ragtrain index info``: what an index folder or file is, how it was made, whether it is whole, what to do next."""
+"""``ragtrain index info``: what an index or graph folder or file is, how it was made, whether it is whole, what to do next."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ragtrain.errors import DataError
 from ragtrain.index.encode import MANIFEST_FILE
 from ragtrain.index.foreign import find, read_vectors
 from ragtrain.index.search import DenseIndex, read_manifest
+from ragtrain.prepare.graph import info as graph_info
 from ragtrain.prepare.verify import Check, Subject, Verification, scan, soundness
 from ragtrain.records import sha256_file
 
@@ -49,18 +50,21 @@ class InfoResult:
 
 
 def info(config: InfoConfig) -> InfoResult:
-    """Explain an index of ours or of another tool.
+    """Explain an index or a knowledge graph, of ours or of another tool.
 
     Raises:
         DataError: there is none, or a file is missing, cut, or of a kind that is refused.
     """
     path = config.index_path
     folder = path.parent if path.is_file() else path
-    if (folder / MANIFEST_FILE).is_file():
+    if graph_info.is_graph(path):
+        explained = graph_info.explain(path)
+        result = InfoResult(path, explained.facts, explained.checks, explained.next_step)
+    elif (folder / MANIFEST_FILE).is_file():
         result = _ours(DenseIndex.open(path), check_hashes=config.check_hashes)
     else:
         result = _foreign(path)
-    report.panel(f"Index {path}", [(key.replace("_", " "), _shown(value)) for key, value in result.facts.items()])
+    report.panel(f"{'Graph' if graph_info.is_graph(path) else 'Index'} {path}", [(key.replace("_", " "), _shown(value)) for key, value in result.facts.items()])
     Verification(tuple(Check(**check) for check in result.checks["checks"])).show()
     report.panel("Next", [("run", result.next_step)])
     return result

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ragtrain.errors import DataError
 from ragtrain.index.graph.builder import GraphBuilder
 from ragtrain.index.graph.lines import BadLines
@@ -38,15 +40,9 @@ def read(
     Raises:
         DataError: it cannot be read, or holds no triple.
     """
-    if path.is_dir() and not any(path.glob("openie*.json")):
+    if _is_folder(path):
         return _folder(path, passages, skip_bad_lines=skip_bad_lines)
-    file = path
-    if path.is_dir():
-        found = sorted(path.glob("openie*.json"))
-        if len(found) > 1:
-            names = ", ".join(each.name for each in found)
-            raise DataError(f"holds {len(found)} OpenIE results: {names}", path=path, hint="name one of them")
-        file = found[0]
+    file = _file(path)
     bad = BadLines(skip=skip_bad_lines)
     extractions = read_extractions(file, bad)
     extractions += [Extraction(passage, (), ()) for passage in _others(passages, [e.passage for e in extractions])]
@@ -56,6 +52,27 @@ def read(
     except DataError as error:
         raise DataError(error.message, path=file, hint=error.hint) from error
     return graph, sources, malformed
+
+
+def extractions(path: Path, passages: Sequence[Passage] = (), *, skip_bad_lines: bool = False) -> list[Extraction]:
+    """Return the same passage by passage; of a folder, a triple is said by the documents that hold both its entities.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if not _is_folder(path):
+        found = read_extractions(_file(path), BadLines(skip=skip_bad_lines))
+        return [*found, *(Extraction(passage, (), ()) for passage in _others(passages, [e.passage for e in found]))]
+    graph, sources, _ = _folder(path, passages, skip_bad_lines=skip_bad_lines)
+    said: list[list[tuple[str, str, str]]] = [[] for _ in graph.documents]
+    for (head, relation, tail), documents in zip(graph.triples.tolist(), sources, strict=True):
+        for document in documents:
+            said[document].append((graph.entities[head], graph.relations[relation], graph.entities[tail]))
+    held = np.split(graph.document_entities, graph.document_offsets[1:-1])
+    return [
+        Extraction(document, tuple(graph.entities[int(i)] for i in members), tuple(triples))
+        for document, members, triples in zip(graph.documents, held, said, strict=True)
+    ]
 
 
 def graph_of(extractions: Iterable[Extraction]) -> tuple[KnowledgeGraph, Sources]:
@@ -92,6 +109,19 @@ class Names:
     def relation(self, name: str) -> str:
         """Return the first spelling of a relation's name."""
         return self._relations.setdefault(normalize_text(name), name)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.glob("openie*.json"))
+
+
+def _file(path: Path) -> Path:
+    """Return the file of OpenIE results that a path means."""
+    found = sorted(path.glob("openie*.json")) if path.is_dir() else [path]
+    if len(found) > 1:
+        names = ", ".join(each.name for each in found)
+        raise DataError(f"holds {len(found)} OpenIE results: {names}", path=path, hint="name one of them")
+    return found[0]
 
 
 def _folder(path: Path, passages: Sequence[Passage], *, skip_bad_lines: bool) -> tuple[KnowledgeGraph, Sources, int]:

@@ -29,6 +29,7 @@ def extract(
     max_mentions: int,
     min_documents: int,
     known: Sequence[Passage] = (),
+    names: Sequence[str] = (),
 ) -> list[Extraction]:
     """Return entities and triples of passages.
 
@@ -37,24 +38,41 @@ def extract(
         max_mentions: entities of a passage besides its title, the rarest first.
         min_documents: passages in which a name must be, unless it is a title.
         known: other passages of the same graph, whose titles are looked up and whose words are counted as well.
+        names: entities that the graph has, in its spelling; they may be in fewer passages.
     """
-    return _Corpus(passages, known, max_mentions, min_documents).extractions()
+    corpus = _Corpus(passages, known, max_mentions, min_documents)
+    corpus.respect(names)
+    return corpus.extractions()
 
 
 def mentioning(
-    passages: Sequence[Passage], titles: Sequence[str], usage: Usage
-) -> Iterator[tuple[Passage, Extraction]]:
-    """Yield of passages those that mention one of the titles, with the triples that relate them to it."""
-    spelled = {key: title for title in titles for key in (key_of(plain_title(title)), key_of(title)) if key}
-    tree = NameTree([*spelled, *(key for passage in passages for key in own_keys(passage))])
+    passages: Sequence[Passage], titles: Sequence[str], usage: Usage, names: Sequence[str]
+) -> Iterator[Extraction]:
+    """Yield, of passages of a graph that mention one of its new titles, the triples that relate these to what it has.
+
+    Args:
+        passages: those that were there before.
+        titles: new ones.
+        usage: of the words of all passages.
+        names: entities of the graph.
+    """
+    fresh = {key for title in titles for key in (key_of(plain_title(title)), key_of(title)) if key}
+    spelling = {key: name for name in reversed(names) if (key := key_of(name))}
+    tree = NameTree([*fresh, *(key for passage in passages for key in own_keys(passage))])
     for passage in passages:
-        words = words_of(passage.text)
-        own = own_keys(passage)
-        found = [m for m in find_mentions(words, tree, usage) if m.key in spelled or m.key in own]
-        if own and any(mention.key not in own for mention in found):
-            pairs = relate(words, found, own)
-            triples = [(passage.title, phrase, spelled[tail]) for head, phrase, tail in pairs if head is None and tail]
-            yield passage, Extraction(passage, tuple(tail for _, _, tail in triples), tuple(triples))
+        words, own = words_of(passage.text), own_keys(passage)
+        found = [
+            mention for mention in find_mentions(words, tree, usage) if mention.key in spelling or mention.key in own
+        ]
+        new = {mention.key for mention in found} & fresh - own
+        if not new:
+            continue
+        triples = [
+            (spelling[head] if head else passage.title, phrase, spelling[tail] if tail else passage.title)
+            for head, phrase, tail in relate(words, found, own)
+            if {head, tail} & new
+        ]
+        yield Extraction(passage, tuple(spelling[key] for key in sorted(new)), tuple(triples))
 
 
 def own_keys(passage: Passage) -> frozenset[Key]:
@@ -79,7 +97,15 @@ class _Corpus:
                     self.spelling.setdefault(key, " ".join(title.split()))
         self.titles = frozenset(self.spelling)
         self.tree = NameTree(self.spelling)
+        self.there: set[Key] = set(self.titles)
         self.frequency: Counter[Key] = Counter()
+
+    def respect(self, names: Sequence[str]) -> None:
+        """Take the spelling of entities that there are."""
+        for name in names:
+            if key := key_of(name):
+                self.spelling[key] = name
+                self.there.add(key)
 
     def extractions(self) -> list[Extraction]:
         """Return what each passage mentions, and how."""
@@ -128,6 +154,6 @@ class _Corpus:
 
     def _counts(self, mention: Mention) -> bool:
         frequency = self.frequency[mention.key]
-        if mention.key not in self.titles and frequency < self.min_documents:
+        if mention.key not in self.there and frequency < self.min_documents:
             return False
         return telling(mention, frequency, len(self.passages) + len(self.known))

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ragtrain.data.formats import read_questions
@@ -22,7 +23,6 @@ from ragtrain.records import content_id, sha256_file, write_json, write_jsonl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
     from ragtrain.graphs import KnowledgeGraph
     from ragtrain.prepare.graph.link import EntityLinker
@@ -112,9 +112,9 @@ def link_questions(
     inside = folder / FOLDER
     about = inside / ABOUT_FILE
     key = _request(asked, graph, settings)
-    known = _known(about)
-    if known.get("request") == key and all((inside / f"{WRITTEN[a.split]}.jsonl").is_file() for a in asked):
-        return dict(known["splits"]), True
+    before = known(folder)
+    if before.get("request") == key and all((inside / f"{WRITTEN[a.split]}.jsonl").is_file() for a in asked):
+        return dict(before["splits"]), True
     about.unlink(missing_ok=True)  # until all are written, none of them is what it says
     linked = linker()
     finder = _Documents(graph)
@@ -124,7 +124,7 @@ def link_questions(
         rows, counts = _rows(file.questions, graph, linked, finder)
         write_jsonl(inside / f"{WRITTEN[each.split]}.jsonl", rows)
         splits[WRITTEN[each.split]] = {
-            "path": str(each.path),
+            "path": str(each.path.resolve()),
             "sha256": file.sha256,
             **counts,
             "skipped_lines": file.skipped,
@@ -139,17 +139,29 @@ def _request(asked: Sequence[Asked], graph: KnowledgeGraph, settings: object) ->
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _known(path: Path) -> dict[str, Any]:
+def known(folder: Path) -> dict[str, Any]:
+    """Return what stands beside a graph of its linked questions; nothing where there are none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads((folder / FOLDER / ABOUT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
+    return value if isinstance(value, dict) and isinstance(value.get("splits"), dict) else {}
+
+
+def recorded(folder: Path) -> tuple[Path, ...]:
+    """Return the files that the questions beside a graph were read from; none if one is no longer what it was."""
+    paths = []
+    for counts in known(folder).get("splits", {}).values():
+        path = Path(counts["path"])
+        if not path.is_file() or sha256_file(path) != counts["sha256"]:
+            return ()
+        paths.append(path)
+    return tuple(paths)
 
 
 def stale(folder: Path, graph: KnowledgeGraph) -> bool:
     """Return whether linked questions stand beside a graph that they were not linked to."""
-    about = _known(folder / FOLDER / ABOUT_FILE)
+    about = known(folder)
     return bool(about) and about.get("graph") != graph.fingerprint
 
 

@@ -158,3 +158,49 @@ def test_a_changed_file_of_sources_is_noticed(corpus: Path, tmp_path: Path) -> N
     (tmp_path / "graph" / entry["file"]).write_bytes(b"PK")
     with pytest.raises(DataError, match="not what was written"):
         provenance.read(tmp_path / "graph", entry, graph)
+
+
+def test_a_graph_is_explained(corpus: Path, tmp_path: Path, asked, capsys) -> None:
+    out = tmp_path / "graph"
+    file = asked({"id": "1", "question": "Where is Oslo?", "answers": ["Norway"]})
+    made = run(config(out, corpus, graph_questions=(file,)))
+    capsys.readouterr()
+    assert main(["index", "info", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["kind"], said["triples_from"]) == ("knowledge graph of ragtrain", "titles and mentions")
+    assert (said["documents"], said["triples"], said["questions"]) == (5, made.triples, {"train": 1})
+    assert said["verification"]["status"] == "ok"
+    assert said["next_step"].startswith("ragtrain train gfm --graphs")
+    triples = next(out.glob("graph-*/triples.npy"))
+    triples.write_bytes(triples.read_bytes()[:-1] + b"\x07")
+    assert main(["index", "info", str(out), "--json"]) == 3
+    assert "SHA-256 is another" in json.loads(capsys.readouterr().out)["verification"]["checks"][0]["message"]
+
+
+def test_a_graph_of_another_tool_is_explained(real_data, capsys) -> None:
+    assert main(["index", "info", str(real_data / "graph" / "musique_train_hipporag"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["kind"], said["documents_without_entities"]) == ("graph of another tool: gfm-rag", 2)
+    assert said["next_step"].startswith("ragtrain index prepare --graph --openie")
+
+
+def test_synonyms_stand_beside_what_there_is(openie: Path, tmp_path: Path) -> None:
+    value = json.loads(openie.read_text(encoding="utf-8"))
+    value["docs"][0]["extracted_triples"] += [["Alu", "is", "Alû"], ["Alû", "equivalent", "AL"]]
+    openie.write_text(json.dumps(value), encoding="utf-8")
+    run(config(tmp_path / "graph", openie=openie))
+    found = named(read_graph(tmp_path / "graph"))
+    assert {("Alu", "is", "Alû"), ("Alû", "equivalent", "AL"), ("Alû", "equivalent", "Alu")} <= found
+
+
+def test_synonyms_by_an_encoder(corpus: Path, tmp_path: Path) -> None:
+    from ragtrain.config.commands import EncoderConfig
+    from ragtrain.data import demo
+
+    asked = config(tmp_path / "graph", corpus, synonym_threshold=0.1, max_synonyms=2)
+    asked = asked.model_copy(update={"encoder": EncoderConfig(encoder=str(demo.ENCODER)), "device": "cpu"})
+    made = run(asked)
+    assert made.about["synonyms"]["vectors"] > 0
+    assert run(asked).reused
+    assert read_manifest(tmp_path / "graph")["extra"]["encoder"]["fingerprint"]
+    assert main(["index", "info", str(tmp_path / "graph"), "--quiet"]) == 0

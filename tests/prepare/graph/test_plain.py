@@ -159,10 +159,14 @@ def test_spellings_are_compared_and_never_cut() -> None:
 
 def test_old_passages_that_mention_a_new_title(passages) -> None:
     usage = Usage(passage.text for passage in passages)
-    found = list(plain.mentioning(passages, ["Pearl Jam (band)"], usage))
-    assert [(p.id, e.triples) for p, e in found] == [
-        ("brother", (("Brother (song)", "was recorded by", "Pearl Jam (band)"),))
-    ]
+    names = ["Brother (song)", "Pearl Jam (band)", "Pearl Jam", "Oslo"]
+    (found,) = plain.mentioning(passages, ["Pearl Jam (band)"], usage, names)
+    assert found.passage.id == "brother"
+    assert found.entities == ("Pearl Jam",)
+    assert found.triples == (
+        ("Brother (song)", "was recorded by", "Pearl Jam"),
+        ("Pearl Jam", "in seattle", "Oslo"),
+    )
 
 
 def test_real_passages(real_data) -> None:
