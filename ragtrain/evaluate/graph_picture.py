@@ -101,16 +101,17 @@ def svg(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="12">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '
-        'orient="auto-start-reverse"><path d="M0 0L8 4L0 8z" fill="#555"/></marker></defs>',
+        'orient="auto"><path d="M0 0L8 4L0 8z" fill="#555"/></marker></defs>',
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
         f'<text x="{_MARGIN}" y="{_MARGIN}" font-size="14" font-weight="bold">{escape(question)}</text>',
     ]
-    parts += _lines(paths, documents, places)
+    lines, labels = _lines(paths, documents, places)
+    parts += lines
     for (kind, name), place in places.items():
         note = "" if kind == "document" or name not in scores else f"{scores[name]:.3f}"
         colour = "#eee" if kind == "document" else "#fde9b8" if name in seeds else "#d5e8d4" if note else "#e3ecf9"
         parts.append(_box(name, note, colour, place))
-    return "\n".join([*parts, "</svg>", ""])
+    return "\n".join([*parts, *labels, "</svg>", ""])
 
 
 def _columns(paths: Sequence[Path], documents: Mapping[str, Sequence[str]]) -> list[list[tuple[str, str]]]:
@@ -128,46 +129,55 @@ def _columns(paths: Sequence[Path], documents: Mapping[str, Sequence[str]]) -> l
 
 def _lines(
     paths: Sequence[Path], documents: Mapping[str, Sequence[str]], places: Mapping[tuple[str, str], tuple[float, float]]
-) -> list[str]:
-    """Return the lines between boxes; the heavier a step, the broader."""
-    hops: dict[tuple[str, str, str, bool], float] = {}
+) -> tuple[list[str], list[str]]:
+    """Return the lines between boxes, the heavier a step, the broader, and what stands at them."""
+    hops: dict[tuple[str, str, str], float] = {}
     for path in paths:
         for hop in path.hops:
-            key = (hop.source, hop.target, hop.relation, hop.forward)
+            head, tail = (hop.source, hop.target) if hop.forward else (hop.target, hop.source)
+            key = (head, tail, hop.relation)
             hops[key] = max(hop.weight, hops.get(key, 0.0))
     most = max(hops.values(), default=0.0) or 1.0
     drawn: dict[tuple[str, str], int] = {}
-    parts = []
-    for (source, target, relation, forward), weight in hops.items():
-        pair = (min(source, target), max(source, target))
+    parts: list[str] = []
+    labels: list[str] = []
+    for (head, tail, relation), weight in hops.items():
+        pair = (min(head, tail), max(head, tail))
         shift = 13 * drawn.get(pair, 0)
         drawn[pair] = drawn.get(pair, 0) + 1
-        ends = _ends(places["entity", source], places["entity", target])
-        tip = 'marker-end="url(#tip)"' if forward else 'marker-start="url(#tip)"'
-        parts.append(_line(ends, shift, f'stroke="#555" stroke-width="{1 + 2.5 * max(0.0, weight) / most:.2f}" {tip}'))
-        x, y = (ends[0] + ends[2]) / 2, (ends[1] + ends[3]) / 2 + shift - 5
-        parts.append(f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="middle" fill="#333">{_text(relation)}</text>')
+        style = f'stroke="#555" stroke-width="{1 + 2.5 * max(0.0, weight) / most:.2f}" marker-end="url(#tip)"'
+        line, (x, y) = _line(places["entity", head], places["entity", tail], shift, style)
+        parts.append(line)
+        halo = 'stroke="#fff" stroke-width="3" paint-order="stroke"'
+        labels.append(
+            f'<text x="{x:.0f}" y="{y - 5:.0f}" text-anchor="middle" fill="#333" {halo}>{_text(relation)}</text>'
+        )
     for title, names in documents.items():
         for name in names:
             if ("entity", name) in places and ("document", title) in places:
-                ends = _ends(places["entity", name], places["document", title])
-                parts.append(_line(ends, 0, 'stroke="#aaa" stroke-dasharray="4 3"'))
-    return parts
+                style = 'stroke="#aaa" stroke-dasharray="4 3"'
+                parts.append(_line(places["entity", name], places["document", title], 0, style)[0])
+    return parts, labels
 
 
-def _ends(source: tuple[float, float], target: tuple[float, float]) -> tuple[float, float, float, float]:
-    """Return where a line leaves one box and meets the other, on the sides that face each other."""
-    middle = _HEIGHT / 2
+def _line(
+    source: tuple[float, float], target: tuple[float, float], shift: float, style: str
+) -> tuple[str, tuple[float, float]]:
+    """Return a line between two boxes, and where its name stands, nearer to the right end where lines fan out; a bow on the right between boxes of one column."""
+    y1, y2 = source[1] + _HEIGHT / 2 + shift, target[1] + _HEIGHT / 2 + shift
     if source[0] == target[0]:
-        down = source[1] < target[1]
-        return source[0] + 20, source[1] + down * _HEIGHT, target[0] + 20, target[1] + (not down) * _HEIGHT
-    right = source[0] < target[0]
-    return source[0] + right * _BOX, source[1] + middle, target[0] + (not right) * _BOX, target[1] + middle
-
-
-def _line(ends: tuple[float, float, float, float], shift: float, style: str) -> str:
-    x1, y1, x2, y2 = ends
-    return f'<line x1="{x1:.0f}" y1="{y1 + shift:.0f}" x2="{x2:.0f}" y2="{y2 + shift:.0f}" {style}/>'
+        x, bow = source[0] + _BOX, 45 + shift
+        path, middle = (
+            f"M{x:.0f} {y1:.0f}C{x + bow:.0f} {y1:.0f} {x + bow:.0f} {y2:.0f} {x:.0f} {y2:.0f}",
+            x + 0.75 * bow,
+        )
+    else:
+        right = source[0] < target[0]
+        x1, x2 = source[0] + right * _BOX, target[0] + (not right) * _BOX
+        share = 0.62 if right else 0.38
+        path, middle = f"M{x1:.0f} {y1:.0f}L{x2:.0f} {y2:.0f}", (1 - share) * x1 + share * x2
+        return f'<path d="{path}" fill="none" {style}/>', (middle, (1 - share) * y1 + share * y2)
+    return f'<path d="{path}" fill="none" {style}/>', (middle, (y1 + y2) / 2)
 
 
 def _box(name: str, note: str, colour: str, place: tuple[float, float]) -> str:

@@ -198,13 +198,17 @@ def _show(
         each["name"] if each["score"] == 1 else f"{each['name']} ({each['score']:.2f})" for each in linked
     )
     rows = [
-        (rank, row["score"], row["title"] or row["id"], ", ".join(row["entities"]))
-        for rank, row in enumerate(documents, 1)
+        (rank, row["score"], row["title"] or row["id"], _few(row["entities"])) for rank, row in enumerate(documents, 1)
     ]
     title = f"{question}  (names: {named or 'nothing that the graph has'})"
     report.table(title, ("rank", "score", "document", "by its entities"), rows)
     found = [(f"{row['score']:.3f}", row["name"], _said_of(row)) for row in entities]
     report.table("Entities", ("score", "entity", ""), found)
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _said_of(entity: dict[str, Any]) -> str:
