@@ -85,12 +85,15 @@ def _questions(
     data = model.on(number, accelerator.device)
     asked = config.ranking
     ranker = DocumentRanker(data.graph, asked.ranker, asked.ranker_top_k, accelerator.device)
+    by_rarity = DocumentRanker(data.graph, "idf", asked.ranker_top_k, accelerator.device)
     mine = data.validation[accelerator.process_index :: accelerator.num_processes]
     for start in range(0, len(mine), config.loop.batch_size):
         some = mine[start : start + config.loop.batch_size]
         batch = batch_of(data, number, some).to(accelerator.device)
         scores = model(batch).float()
-        order = rank_documents(ranker.scores(torch.sigmoid(scores)))
+        # As in evaluation: equal documents are ordered by all their entities, by rarity.
+        probabilities = torch.sigmoid(scores.double())
+        order = rank_documents(ranker.scores(probabilities), fallback=by_rarity.scores(probabilities))
         for row in range(len(some)):
             yield {**_of_documents(order[row], batch, row), **_of_entities(scores[row], batch, row)}
 
