@@ -82,7 +82,7 @@ def _valid_names(value: object) -> Meaning:
 
 
 _LOADING = "ragtrain loads graphs as it needs them"
-GFM_ALIASES: Mapping[str, Alias] = {
+_DOTTED: Mapping[str, Alias] = {
     **{name: _target(names) for name, names in TARGETS.items()},
     "seed": rename("loop.seed"),
     "model._target_": Alias(("data.stage",), _stage),
@@ -128,7 +128,13 @@ GFM_ALIASES: Mapping[str, Alias] = {
     "load_model_from_pretrained": rename("model.model_dir"),
     "train.save_pretrained_folder": refused("final_model of the run folder is where the model goes"),
 }
-"""Everything that ``train gfm`` understands besides its own names."""
+_ALONE = {
+    "train.fast_test", "train.log_interval", "train.num_epoch", "task.num_negative", "task.strict_negative", "task.lr",
+    "train.init_entities_weight", "model.entity_model.message_func", "model.entity_model.aggregate_func",
+    "model.entity_model.hidden_dims", "datasets.train_names", "datasets.valid_names",
+}  # fmt: skip
+GFM_ALIASES: Mapping[str, Alias] = {**_DOTTED, **{name.rpartition(".")[2]: _DOTTED[name] for name in sorted(_ALONE)}}
+"""Everything that ``train gfm`` understands besides its own names; some without their section, as flags."""
 
 
 # --- what is spread over several keys ----------------------------------------------------------------------------------

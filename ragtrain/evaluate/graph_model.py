@@ -158,7 +158,11 @@ def _unfinished(run: RunFolder) -> tuple[GraphNetwork, dict[str, Any]]:
         hidden_dim=asked.hidden_dim, num_layers=asked.num_layers, message=asked.message, aggregate=asked.aggregate,
         short_cut=asked.short_cut, layer_norm=asked.layer_norm,
     )  # fmt: skip
-    network = GraphNetwork(settings if before is None else before.network.settings, dim)
+    network = before.network if before is not None and not asked.refit else None
+    if network is None:
+        network = GraphNetwork(settings if before is None else before.network.settings, dim)
+        if before is None and config.data.stage == "pretrain":
+            network.forget_questions()
     return network, {
         "stage": config.data.stage,
         "text_encoder": encoder,

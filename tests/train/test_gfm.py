@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ragtrain.models.gfm.export import load_gfm
 
-from ragtrain.config.commands import GfmConfig
+from ragtrain import evaluate
+from ragtrain.config.commands import EvalConfig, GfmConfig
 from ragtrain.config.load import load_config
 from ragtrain.data import demo
 from ragtrain.errors import ConfigError
 from ragtrain.index.graph.read import read_graph
 from ragtrain.loop.oom import cut
+from ragtrain.models.gfm.export import load_gfm
 from ragtrain.models.gfm.ultra import UltraNetwork, UltraSettings, load_ultra, save_ultra
 from ragtrain.train import gfm
 from ragtrain.train.gfm import sources
@@ -176,6 +178,15 @@ def test_validation_does_not_depend_on_the_batch(village: Path, tmp_path: Path) 
         gfm.run(config_of(village, tmp_path / str(size), batch_size=size, max_steps=1, learning_rate=1e-30))
     one, seven = (lines(tmp_path / str(size))[-1]["evaluation"] for size in (1, 7))
     assert one == pytest.approx(seven, abs=1e-6)
+
+
+def test_a_checkpoint_of_pretraining_can_be_evaluated(village: Path, tmp_path: Path) -> None:
+    """The map of questions, which is frozen, is the same in every process: a run without a final model loads."""
+    gfm.run(config_of(village, tmp_path / "run", save_steps=1, max_val_samples=None))
+    shutil.rmtree(tmp_path / "run" / "final_model")
+    asked = {"model_dir": str(tmp_path / "run"), "checkpoint": "latest"}
+    result = evaluate.run(load_config(EvalConfig, flags=asked).config)
+    assert result.metrics["mrr"] == pytest.approx(lines(tmp_path / "run")[-1]["evaluation"]["eval_mrr"], abs=1e-6)
 
 
 def test_several_graphs_in_a_run(village: Path, tmp_path: Path) -> None:

@@ -142,6 +142,11 @@ class GraphNetwork(nn.Module):
         """
         self.question_mlp.load_state_dict(self.relation_mlp.state_dict())
 
+    def forget_questions(self) -> None:
+        """Set the map of questions to zero: of a network that only pretraining made, it has nothing to say."""
+        nn.init.zeros_(self.question_mlp.weight)
+        nn.init.zeros_(self.question_mlp.bias)
+
     def relation_states(self, relation_features: Tensor) -> Tensor:
         """Return the relations of a graph, (2R, D), from the text vectors of their names, (2R, text_dim)."""
         states: Tensor = self.relation_mlp(relation_features)

@@ -249,6 +249,8 @@ def _network(config: GfmConfig, data: GfmData) -> GraphNetwork | UltraNetwork:
             network = _refitted(network, data.text_dim)
         elif not pretrain and found.sidecar.get("stage") == "pretrain":
             network.questions_from_relations()
+    if pretrain and asked.model_dir is None:
+        network.forget_questions()  # it is frozen, and so must be what any process makes of the configuration
     # Pre-training never asks in words; the map of questions would decay without a gradient.
     network.question_mlp.requires_grad_(not pretrain)
     return network
