@@ -64,7 +64,10 @@ def info(config: InfoConfig) -> InfoResult:
         result = _ours(DenseIndex.open(path), check_hashes=config.check_hashes)
     else:
         result = _foreign(path)
-    report.panel(f"{'Graph' if graph_info.is_graph(path) else 'Index'} {path}", [(key.replace("_", " "), _shown(value)) for key, value in result.facts.items()])
+    report.panel(
+        f"{'Graph' if graph_info.is_graph(path) else 'Index'} {path}",
+        [(key.replace("_", " "), _shown(value)) for key, value in result.facts.items()],
+    )
     Verification(tuple(Check(**check) for check in result.checks["checks"])).show()
     report.panel("Next", [("run", result.next_step)])
     return result

@@ -611,7 +611,7 @@ def test_an_index_of_another_encoder_is_refused_or_warned_of(world: World, caplo
 
 def test_runs_of_other_kinds_and_unknown_devices_are_refused(world: World) -> None:
     other = RunFolder.create(world.root / "runs" / "other", "compress", {})
-    with pytest.raises(ConfigError, match="kind .compress.; runs of kind"):
+    with pytest.raises(ConfigError, match="kind 'compress'; runs of kind"):
         run(world.config(model_dir=str(other.path)))
     with pytest.raises(ConfigError, match="toaster"):
         run(world.config(device="toaster"))
