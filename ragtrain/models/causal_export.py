@@ -11,9 +11,7 @@ final_model/
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,11 +21,11 @@ from ragtrain.errors import ConfigError, DataError
 from ragtrain.models import weights
 from ragtrain.models.adapters import CONFIG_FILE, has_lora, load_adapters, lora_config, merge_lora, save_adapters
 from ragtrain.models.causal import bits, load_causal
-from ragtrain.models.folders import SIDECAR, hushed, load_weights, local_folder, read_json
+from ragtrain.models.folders import SIDECAR, hushed, load_weights, local_folder, read_json, written_aside
 from ragtrain.records import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +71,7 @@ def save_causal(
         frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
         network["fingerprint"] = weights.base_fingerprint(frozen)
     about = {**sidecar, "kind": KIND, "base": base, "network": network}
-    with _aside(Path(folder)) as path:
+    with written_aside(Path(folder)) as path:
         if adapter:
             save_adapters(model, path, base)
         else:
@@ -115,7 +113,7 @@ def save_merged(
         raise ConfigError("there are no adapters to merge: all weights were trained", hint="Leave --merge out.")
     base = _base_of(model, base_name)
     read_from = Path(model.config._name_or_path)  # where a hub id was found, which may be out of reach by now
-    with _aside(Path(folder)) as path:
+    with written_aside(Path(folder)) as path:
         adapter = path / "adapter"
         save_adapters(model, adapter, base)
         whole = load_weights(
@@ -256,21 +254,6 @@ def _base_of(model: PreTrainedModel, name: str) -> str:
     if has_lora(model) and (there := lora_config(model).base_model_name_or_path):
         return str(there)  # of adapters that were there at the beginning
     return str(local_folder(name, kind="base").resolve()) if Path(name).is_dir() else name
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """Give a folder to fill, and put it in place of what stands at the path once it is whole."""
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        if path.exists():
-            shutil.rmtree(path)
-        aside.replace(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _card(about: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -84,6 +86,21 @@ def hushed() -> Iterator[None]:
         remarks.set_verbosity(level)
         if bars:
             remarks.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Give a folder to fill, and put it in place of what stands at the path once it is whole."""
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if path.exists():
+            shutil.rmtree(path)
+        aside.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def local_folder(name_or_path: str | Path, *, kind: str) -> Path:

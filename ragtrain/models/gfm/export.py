@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +22,12 @@ import torch
 
 from ragtrain.errors import CheckpointError, ConfigError, DataError
 from ragtrain.models import weights
-from ragtrain.models.folders import read_json
+from ragtrain.models.folders import read_json, written_aside
 from ragtrain.models.gfm.model import GfmSettings, GraphNetwork
 from ragtrain.records import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -82,7 +79,7 @@ def save_gfm(model: GraphNetwork, folder: str | Path, *, sidecar: Mapping[str, A
         The folder.
     """
     about = {**sidecar, "kind": KIND, "settings": model.settings.to_json()}
-    with _aside(Path(folder)) as path:
+    with written_aside(Path(folder)) as path:
         # Frozen parameters too: there is no base from which they could be had.
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         for parameter in frozen:
@@ -156,7 +153,7 @@ def save_v1(model: GraphNetwork, folder: str | Path, *, sidecar: Mapping[str, An
         for name, tensor in model.state_dict().items()
         if not (pretrained and name.startswith(_QUESTIONS))
     }
-    with _aside(Path(folder)) as path:
+    with written_aside(Path(folder)) as path:
         write_json(path / V1_FILES[0], config)
         torch.save({"model": state}, path / V1_FILES[1])
     return Path(folder)
@@ -254,21 +251,6 @@ def _from_hub(name: str) -> Path:
             f"{name!r} is no folder, and the hub did not give it: {type(error).__name__}",
             hint="Check the spelling and the network, or download the model and pass its folder.",
         ) from error
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """Give a folder to fill, and put it in place of what stands at the path once it is whole."""
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        if path.exists():
-            shutil.rmtree(path)
-        aside.replace(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _card(about: Mapping[str, Any], model: GraphNetwork) -> str:
