@@ -3,6 +3,7 @@
 Field names are unique within a command, so that a flag needs no section and a YAML file may leave it out.
 """
 
+from ragtrain.config.commands.compress import CompressConfig
 from ragtrain.config.commands.data import DATASETS, FetchConfig
 from ragtrain.config.commands.gfm import (
     GfmConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "DATASETS",
     "AnnConfig",
     "CompareConfig",
+    "CompressConfig",
     "ConfigCopyConfig",
     "ConfigListConfig",
     "ConfigShowConfig",
