@@ -1,0 +1,10 @@
+"""What a compressor is worth: the same questions answered from memory, from text, from nothing, all by one generator.
+
+subject.py   a network with everything that asks it; a run of ``train compress`` as ``ragtrain eval`` finds it
+arms.py      what the generator is given in each arm, and with which adapters
+budgets.py   text that spends what the memory spends: first tokens, best sentences
+measure.py   arms → prompts → answers → scores
+verdict.py   whether memory is worth more than the text it costs as much as
+files.py     what is written of it
+speed.py, flops.py, cost.py, plots.py   what it costs, and pictures of all
+"""
