@@ -16,8 +16,13 @@ contrastive.py  InfoNCE: passages that answer against all others
 Those of graph models are functions of the scores of entities:
 
 ranking.py      self-adversarial and listwise cross-entropies over entities, and over documents
+
+Those of compressors stand beside the cross-entropy of answers:
+
+compression.py  a teacher's distributions over tokens, and a reranker's scores
 """
 
+from ragtrain.losses.compression import score_squared_error, token_divergence
 from ragtrain.losses.contrastive import info_nce
 from ragtrain.losses.distill import emdr, pdist
 from ragtrain.losses.marginal import RagSequenceLoss, Smoothing, entropy, log_joint, log_prior, rag_sequence
@@ -34,5 +39,5 @@ from ragtrain.losses.token import RagTokenLoss, rag_token
 __all__ = [
     "LossOutput", "RagSequenceLoss", "RagTokenLoss", "Smoothing", "document_cross_entropy", "document_scores", "emdr",
     "entropy", "info_nce", "list_cross_entropy", "log_joint", "log_prior", "pdist", "rag_sequence", "rag_token",
-    "scored_documents", "self_adversarial_bce",
+    "score_squared_error", "scored_documents", "self_adversarial_bce", "token_divergence",
 ]  # fmt: skip
