@@ -6,5 +6,5 @@ budgets.py   text that spends what the memory spends: first tokens, best sentenc
 measure.py   arms → prompts → answers → scores
 verdict.py   whether memory is worth more than the text it costs as much as
 files.py     what is written of it
-speed.py, flops.py, cost.py, plots.py   what it costs, and pictures of all
+speed.py, cost.py, plots.py   what it costs (counted by models/flops.py), and pictures of all
 """
