@@ -20,13 +20,14 @@ in both forms, because a text arm that was never trained loses by the style of i
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import TYPE_CHECKING, Literal
 
 from ragtrain.config.commands.compress import ARMS
 from ragtrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 Reads = Literal["nothing", "passages", "first tokens", "best sentences", "memory", "random memory", "other memory"]
 Weights = Literal["base", "full-context", "compressed"]
@@ -111,4 +112,28 @@ def derangement(contents: Sequence[frozenset[str]], seed: int) -> list[int]:
     Raises:
         ValueError: there are fewer than two questions.
     """
-    raise NotImplementedError
+    n = len(contents)
+    if n < 2:
+        raise ValueError("a memory can be exchanged between two questions, not fewer")
+    draw = random.Random(seed)
+    donors = draw.sample(range(n), n)
+
+    def bad(receiver: int, donor: int) -> bool:
+        return receiver == donor or not contents[receiver].isdisjoint(contents[donor])
+
+    _repair(donors, bad, draw)
+    # What is left cannot be avoided, but nobody keeps their own.
+    _repair(donors, lambda receiver, donor: receiver == donor, draw)
+    return donors
+
+
+def _repair(donors: list[int], bad: Callable[[int, int], bool], draw: random.Random) -> None:
+    """Exchange donors of pairs in place, as long as that leaves fewer bad ones."""
+    for receiver in [place for place, donor in enumerate(donors) if bad(place, donor)]:
+        if not bad(receiver, donors[receiver]):  # by an exchange in between
+            continue
+        for other in draw.sample(range(len(donors)), len(donors)):
+            mine, theirs = donors[receiver], donors[other]
+            if not bad(receiver, theirs) and (not bad(other, mine) or (bad(other, theirs) and other != mine)):
+                donors[receiver], donors[other] = theirs, mine
+                break
