@@ -185,8 +185,8 @@ def _resampled_means(values: NDArray[np.float64], samples: int, seed: int) -> ND
         chunk = max(1, _CHUNK_CELLS // len(values))
         for start in range(0, samples, chunk):
             rows = min(chunk, samples - start)
-            drawn = generator.integers(0, len(values), (rows, len(values)), dtype=np.int32)
-            means[start : start + rows] = values[drawn].mean(1)
+            places = generator.integers(0, len(values), (rows, len(values)), dtype=np.int32)
+            means[start : start + rows] = values[places].mean(1)
         return means
     chunk = max(1, _CHUNK_CELLS // len(distinct))
     for start in range(0, samples, chunk):

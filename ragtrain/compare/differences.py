@@ -1,0 +1,142 @@
+"""Two runs on the same questions: the difference of each metric, and how sure it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from ragtrain import metrics
+from ragtrain.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ragtrain.compare.reading import Run
+    from ragtrain.config.commands import CompareConfig
+
+#: Depths of answer-recall where no evaluation says which ones it reported.
+RECALL_AT = (1, 5, 20)
+#: Settings of an evaluation whose difference is worth a remark.
+SETTINGS = ("condition", "n_docs", "num_beams", "max_new_tokens", "max_question_tokens", "max_input_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One metric of two runs over the same questions: means, ``b - a`` with its interval, and who won how often."""
+
+    metric: str
+    a: float
+    b: float
+    delta: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    ties: int
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two runs: ``n`` questions compared, and those that only one of the two answered."""
+
+    a: str
+    b: str
+    n: int
+    only_a: int
+    only_b: int
+    differences: tuple[Difference, ...]
+    remarks: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form: the differences by metric."""
+        differences = {d.metric: {k: v for k, v in dataclasses.asdict(d).items() if k != "metric"}
+                       for d in self.differences}  # fmt: skip
+        return {**dataclasses.asdict(self), "differences": differences, "remarks": list(self.remarks)}
+
+
+def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
+    """Compare two runs over the questions that both answered.
+
+    Raises:
+        DataError: the runs answered different questions (unless ``intersect``), or have different references.
+    """
+    both = [identifier for identifier in a.answered if identifier in b.answered]
+    only_a, only_b = len(a.answered) - len(both), len(b.answered) - len(both)
+    if not both:
+        raise DataError(f"{a.name} ({len(a.answered)} questions) and {b.name} ({len(b.answered)}) share no question id",
+                        hint="evaluate both on the same questions")  # fmt: skip
+    if (only_a or only_b) and not config.intersect:
+        raise DataError(
+            f"{a.name} and {b.name} answered different questions: {len(both)} in both, {only_a} only in the first, "
+            f"{only_b} only in the second",
+            hint=f"give --intersect to compare the {len(both)} in both, or evaluate both with the same --test-data, "
+            "--num-samples and --seed",
+        )
+    for identifier in both:
+        if a.answered[identifier].answers != b.answered[identifier].answers:
+            raise DataError(
+                f"question {identifier!r} has the reference answers {sorted(a.answered[identifier].answers)} in "
+                f"{a.path} and {sorted(b.answered[identifier].answers)} in {b.path}",
+                hint="evaluate both on the same test data",
+            )
+    names = ["em", "f1"] if a.writes and b.writes else []
+    names += [f"answer_recall@{k}" for k in depths(a, b)]
+    differences = [
+        difference(name, [a.answered[i].score(name) for i in both], [b.answered[i].score(name) for i in both], config)
+        for name in names
+    ]
+    scored = [i for i in both if a.answered[i].n_gold and a.answered[i].n_gold == b.answered[i].n_gold]
+    for name in [f"recall@{k}" for k in depths(a, b)] if scored else []:
+        left, right = ([each.answered[i].score(name) for i in scored] for each in (a, b))
+        differences.append(difference(name, left, right, config))
+    remarks = tuple(
+        f"{name} is {a.settings[name]} in A and {b.settings[name]} in B"
+        for name in SETTINGS
+        if name in a.settings and name in b.settings and a.settings[name] != b.settings[name]
+    )
+    return Comparison(a.name, b.name, len(both), only_a, only_b, tuple(differences), remarks)
+
+
+def depths(a: Run, b: Run) -> list[int]:
+    """Return the depths k of answer-recall that both runs searched to, in order, 1 always among them if any is."""
+    reported = {k for each in (a, b) for k in each.settings.get("recall_at", ()) if isinstance(k, int)}
+    return [k for k in sorted({1, *(reported or RECALL_AT)}) if k <= min(a.depth, b.depth)]
+
+
+def difference(metric: str, a: Sequence[float], b: Sequence[float], config: CompareConfig) -> Difference:
+    """Return the difference of one metric over the same questions in the same order, with its interval."""
+    delta, low, high = metrics.paired_bootstrap(a, b, config.bootstrap_samples, config.seed, config.confidence)
+    deltas = [right - left for left, right in zip(a, b, strict=True)]
+    wins = sum(value > config.tolerance for value in deltas)
+    losses = sum(value < -config.tolerance for value in deltas)
+    sentence = describe(metric, delta, low, high) if wins or losses else f"{label(metric)}: no question changed"
+    return Difference(
+        metric, sum(a) / len(a), sum(b) / len(b), delta, low, high, wins, losses, len(deltas) - wins - losses, sentence
+    )
+
+
+def label(metric: str) -> str:
+    """Return a metric's name as tables show it."""
+    return {"em": "exact match", "f1": "F1"}.get(metric, metric.replace("_", "-"))
+
+
+def describe(metric: str, delta: float, low: float, high: float) -> str:
+    """Return a difference and its interval as one sentence, in percentage points."""
+    more = delta >= 0
+    points = f"{100 * abs(delta):.1f} points"
+    ends = (low, high) if more else (-high, -low)
+    # Adding zero turns a rounded -0.0 into 0.0.
+    interval = "[{:.1f}, {:.1f}]".format(*(round(100 * end, 1) + 0.0 for end in ends))
+    if metric == "em":
+        what = f"B answers {points} {'more' if more else 'fewer'} questions exactly"
+    elif metric == "f1":
+        what = f"B's F1 is {points} {'higher' if more else 'lower'}"
+    elif metric.startswith("recall@"):
+        what = f"B's recall of gold passages within {metric.split('@')[1]} is {points} {'higher' if more else 'lower'}"
+    else:
+        k = metric.split("@")[1]
+        where = "with its first passage" if k == "1" else f"within {k} passages"
+        what = f"B finds an answer {where} for {points} {'more' if more else 'fewer'} questions"
+    real = low > 0 or high < 0
+    return f"{what} {interval}: the interval {'excludes 0' if real else 'includes 0, this may be chance'}"
