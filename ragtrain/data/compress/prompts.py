@@ -31,6 +31,7 @@ from ragtrain.data.sft.encode import special_ends, token_ids
 from ragtrain.data.sft.layouts import make_layout
 from ragtrain.data.sft.prompts import PromptSettings
 from ragtrain.data.sft.records import IGNORED, Sample
+from ragtrain.data.sft.templates import read_instruction
 from ragtrain.errors import DataError
 from ragtrain.records import Document
 
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ragtrain")
 
-INSTRUCTION = "Answer the question as briefly as possible, by what the passages say."
+#: The bundled instruction that is given; ``train sft`` has the same, and the built-in demo generator was tuned on it.
+INSTRUCTION = "qa-short"
 _PROBE = "answerprobe"
 #: A private character stands on both sides of the number of a passage whose memory belongs there.
 _MARKS = "\ue000\ue001\ue002\ue003\ue004"
@@ -68,14 +70,14 @@ class CompressPrompter:
 
         Args:
             tokenizer: of the generator.
-            instruction: what stands before everything else.
+            instruction: what stands before everything else: the name of a bundled one or a file; None for nothing.
             limit: most tokens of a prompt and its answer, the generator's positions.
             settings: of a saved model, in place of ``instruction``.
 
         Raises:
             ConfigError: the chat template cannot be rendered.
         """
-        settings = settings or PromptSettings(instruction=instruction)
+        settings = settings or PromptSettings(instruction=read_instruction(instruction))
         chat = tokenizer.get_chat_template() if getattr(tokenizer, "chat_template", None) else ""
         if settings.date is None and "strftime_now" in chat:
             today = datetime.datetime.now(tz=datetime.UTC).astimezone().date()
@@ -83,7 +85,7 @@ class CompressPrompter:
         self.tokenizer, self.settings, self.limit = tokenizer, settings, limit
         self._layout = make_layout(tokenizer, settings, None)
         self._start, self._stop = special_ends(tokenizer) if self._layout.special else ((), ())
-        self._glue, self._end = self._around_answer()
+        self._opening, self._glue, self._end = self._around_answer()
         fallbacks = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id = next(i for i in fallbacks if i is not None)
         self.cut_rows = self.cut_tokens = 0
@@ -98,7 +100,8 @@ class CompressPrompter:
         """
         mark = next((mark for mark in _MARKS if mark not in question), _MARKS[0])
         documents = [Document(str(i), "", f"{mark}{i}{mark}") for i in range(len(counts))]
-        pieces = re.split(f"{mark}(\\d+){mark}", self._text(question, documents))
+        # The number of a passage has a space behind it; before a vector that space would be a token of its own.
+        pieces = re.split(f" *{mark}(\\d+){mark}", self._text(question, documents))
         texts = token_ids(self.tokenizer, pieces[::2], special=False)
         ids, slots = list(self._begun(texts[0])), [TOKEN] * len(self._begun(texts[0]))
         vectors = 0
@@ -177,25 +180,30 @@ class CompressPrompter:
         ids = whole[len(cue) :] if whole[: len(cue)] == cue else token_ids(self.tokenizer, [text], special=False)[0]
         return [*ids, *self._end]
 
-    def _around_answer(self) -> tuple[str, list[int]]:
-        """Return the text between a prompt and its answer, and the tokens that end an answer."""
+    def _around_answer(self) -> tuple[str, str, list[int]]:
+        """Return what belongs to the end of a prompt, to the beginning of an answer, and the tokens that end one.
+
+        Some templates write more before an answer than a prompt ends with, such as an empty block of thought: that is no part
+        of what is learnt, and a model that was not trained is to answer right behind it, too.
+        """
         sample = Sample("", "q", (), _PROBE)
         (prompt,), (whole,) = self._layout.prompts([sample]), self._layout.wholes([sample])
         begun = whole.startswith(prompt)
         before, _, after = (whole[len(prompt) :] if begun else whole).rpartition(_PROBE)
-        glue = before if begun else ""
+        opening, glue = (before, "") if begun and before.strip() else ("", before if begun else "")
         self._cue = prompt.rstrip().rsplit("\n", 1)[-1] if self._layout.special else ""
         self._cue_ids = token_ids(self.tokenizer, [self._cue], special=False)[0] if self._cue else []
         special = {*self.tokenizer.all_special_ids, *getattr(self.tokenizer, "added_tokens_decoder", {})}
         ids = token_ids(self.tokenizer, [after], special=False)[0] if after else []
         last = next((i for i, token in enumerate(ids) if token in special), None)
         if last is not None:
-            return glue, ids[: last + 1]
+            return opening, glue, ids[: last + 1]
         end = self.tokenizer.eos_token_id
-        return glue, [] if end is None else [end]
+        return opening, glue, [] if end is None else [end]
 
     def _text(self, question: str, documents: Sequence[Document]) -> str:
         (text,) = self._layout.prompts([Sample("", question, tuple(documents))])
+        text += self._opening
         bos = self.tokenizer.bos_token
         return text.removeprefix(bos) if self._layout.special and bos and self._start else text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ragtrain.data.sft.records import IGNORED, Example
 
@@ -16,49 +16,6 @@ if TYPE_CHECKING:
 
 #: What a place of a decoder's prompt holds where it holds no memory vector (those count from 0).
 TOKEN, RECONSTRUCT, CONTINUE = -1, -2, -3
-
-
-class WindowSettings(Protocol):
-    """What decides how passages are cut into windows; ``CompressSettings`` of the network has all of it."""
-
-    @property
-    def compressor_type(self) -> str:
-        """``n_layers``, ``modernbert`` or ``small_lm``."""
-
-    @property
-    def num_memory_tokens(self) -> int:
-        """Memory vectors of a full window at the nominal rate."""
-
-    @property
-    def window_tokens(self) -> int:
-        """Most tokens of a passage that are compressed together."""
-
-    @property
-    def all_rates(self) -> tuple[int, ...]:
-        """The compression rates, the nominal one first."""
-
-    @property
-    def pooling(self) -> str:
-        """``memory`` or ``mean``."""
-
-    @property
-    def query_dependent(self) -> bool:
-        """The compressor reads the question too."""
-
-    @property
-    def max_query_tokens(self) -> int:
-        """Most tokens of a question that the compressor reads."""
-
-    @property
-    def max_windows(self) -> int | None:
-        """Most windows of a passage; None where nothing is cut."""
-
-    @property
-    def rank_head(self) -> bool:
-        """Each window ends in a rank token."""
-
-    def memory_of(self, n_tokens: int, rate: int) -> int:
-        """Return the memory vectors of a window of so many tokens."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from ragtrain.data.sft.encode import special_ends, token_ids
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ragtrain.data.compress.records import WindowSettings
+    from ragtrain.config.compression import CompressSettings
     from ragtrain.records import Document
 
 #: A place after which a sentence ends, and one at which a word begins.
@@ -48,10 +48,9 @@ class Tokens:
 class Windower:
     """Cuts passages into windows and puts windows into tables."""
 
-    def __init__(self, tokenizer: Any, settings: WindowSettings) -> None:  # noqa: ANN401 - no common type
+    def __init__(self, tokenizer: Any, settings: CompressSettings) -> None:  # noqa: ANN401 - no common type
         """Take the compressor's tokenizer and what a window is."""
         self.tokenizer, self.settings = tokenizer, settings
-        self.most_vectors = max(settings.memory_of(settings.window_tokens, rate) for rate in settings.all_rates)
         start, end = special_ends(tokenizer)
         self._before, self._after = list(start), list(end)
         if settings.compressor_type == "modernbert":
@@ -114,16 +113,11 @@ class Windower:
             for start, end in borders
         ]
 
-    def count(self, n_tokens: int, rate: int) -> int:
-        """Return the memory vectors of a window; no more than it has tokens where they are means of these."""
-        count = self.settings.memory_of(n_tokens, rate)
-        return min(count, n_tokens) if self.settings.pooling == "mean" else count
-
     def counts(self, row: Windowed, rate: int | None = None) -> list[int]:
         """Return the memory vectors of each document of a row; without a rate, at the nominal one."""
         counts = [0] * row.n_documents
         for window in row.windows:
-            counts[window.document] += self.count(len(window.ids), rate or self.settings.all_rates[0])
+            counts[window.document] += self.settings.memory_of(len(window.ids), rate or self.settings.all_rates[0])
         return counts
 
     def collate(self, rows: Sequence[Windowed], rate: int | None = None) -> WindowBatch:
@@ -152,10 +146,10 @@ class Windower:
     def _line(self, row: Windowed, window: Window, offset: int, rate: int) -> _Line:
         """Return a window as it is read: question and marks around it, memory and rank tokens behind it."""
         before = [*self._opening, *row.question, *self._middle] if len(row.question) else self._before
-        n, count = len(window.ids), self.count(len(window.ids), rate)
+        n, count = len(window.ids), self.settings.memory_of(len(window.ids), rate)
         mean = self.settings.pooling == "mean"
         memory = [] if mean else list(range(count))
-        extra = [*memory, self.most_vectors] if self.settings.rank_head else memory
+        extra = [*memory, self.settings.max_memory] if self.settings.rank_head else memory
         ids = [*before, *window.ids, *self._after, *([self.pad_id] * len(extra))]
         place = [-1] * (len(ids) - len(extra)) + extra
         span = np.full(len(ids), -1, dtype=np.int64)
