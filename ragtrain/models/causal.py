@@ -21,6 +21,7 @@ from ragtrain.models.causal_config import Precision, Source, loading_settings, o
 from ragtrain.models.folders import load_tokenizer, load_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -113,24 +114,35 @@ def label_logits(model: PreTrainedModel, batch: TokenRows) -> Tensor:
         model: the network, adapters or not; where it does not show its head, all logits are computed and these taken.
         batch: a micro-batch on the model's device; without trained tokens the result is empty and still has a gradient.
     """
-    rows, tokens = batch.input_ids.shape
+    return selected_logits(model, network_inputs(model, batch), batch.predictors, batch.input_ids.numel())
+
+
+def selected_logits(model: PreTrainedModel, inputs: Mapping[str, Tensor], places: Tensor, n_tokens: int) -> Tensor:
+    """Return (places, vocabulary) float32 logits at some places of a forward pass; only these meet the head.
+
+    Args:
+        model: the network.
+        inputs: what it reads, ids or embeddings.
+        places: in rows laid end to end.
+        n_tokens: tokens of all rows, padding included.
+    """
     selected = False
 
     def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         nonlocal selected
-        if not inputs or inputs[0].shape[:-1].numel() != rows * tokens:
+        if not inputs or inputs[0].shape[:-1].numel() != n_tokens:
             return None
         selected = True
-        return (inputs[0].flatten(0, -2).index_select(0, batch.predictors)[None], *inputs[1:])
+        return (inputs[0].flatten(0, -2).index_select(0, places)[None], *inputs[1:])
 
     head: nn.Module | None = cast("Any", model).get_output_embeddings()
     handle = None if head is None else head.register_forward_pre_hook(select)
     try:
-        logits: Tensor = model(**network_inputs(model, batch), use_cache=False).logits.flatten(0, -2)
+        logits: Tensor = model(**inputs, use_cache=False).logits.flatten(0, -2)
     finally:
         if handle is not None:
             handle.remove()
-    return (logits if selected else logits.index_select(0, batch.predictors)).float()
+    return (logits if selected else logits.index_select(0, places)).float()
 
 
 def network_inputs(model: PreTrainedModel, batch: TokenRows) -> dict[str, Tensor]:

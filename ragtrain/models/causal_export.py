@@ -61,7 +61,7 @@ def save_causal(
     Returns:
         The folder.
     """
-    base, adapter = _base_of(model, base_name), has_lora(model)
+    base, adapter = base_of(model, base_name), has_lora(model)
     network: dict[str, Any] = {
         "adapter": adapter,
         "bits": bits(model),
@@ -75,7 +75,7 @@ def save_causal(
         if adapter:
             save_adapters(model, path, base)
         else:
-            _save_network(model, path)
+            save_network(model, path)
         with hushed():
             tokenizer.save_pretrained(path)
         write_json(path / SIDECAR, about)
@@ -111,7 +111,7 @@ def save_merged(
     """
     if not has_lora(model):
         raise ConfigError("there are no adapters to merge: all weights were trained", hint="Leave --merge out.")
-    base = _base_of(model, base_name)
+    base = base_of(model, base_name)
     read_from = Path(model.config._name_or_path)  # where a hub id was found, which may be out of reach by now
     with written_aside(Path(folder)) as path:
         adapter = path / "adapter"
@@ -130,7 +130,7 @@ def save_merged(
         shutil.rmtree(adapter)
         network = {"adapter": False, "bits": None, "dtype": str(whole.dtype).removeprefix("torch.")}
         about = {**sidecar, "kind": KIND, "base": base, "network": network}
-        _save_network(whole, path)
+        save_network(whole, path)
         with hushed():
             tokenizer.save_pretrained(path)
         write_json(path / SIDECAR, about)
@@ -176,13 +176,13 @@ def load_causal_run(
         config = SftModelConfig(load_in_8bit=held == 8, load_in_4bit=held == 4)
     model, tokenizer = load_causal(folder, config, precision=precision, device=device)
     if has_lora(model) and bits(model) == network.get("bits"):
-        _check_base(model, sidecar, folder)
+        check_base(model, sidecar, folder)
     if checkpoint is not None:
         weights.load_weights(model, checkpoint)
     return model, tokenizer, sidecar
 
 
-def _check_base(model: PreTrainedModel, sidecar: Mapping[str, Any], folder: Path) -> None:
+def check_base(model: PreTrainedModel, sidecar: Mapping[str, Any], folder: Path) -> None:
     """Refuse a base that was changed since the adapters were trained on it."""
     expected = sidecar["network"].get("fingerprint")
     frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -229,7 +229,7 @@ def push_to_hub(folder: str | Path, repo_id: str) -> str:
     return f"https://huggingface.co/{repo_id}"
 
 
-def _save_network(model: PreTrainedModel, path: Path) -> None:
+def save_network(model: PreTrainedModel, path: Path) -> None:
     """Write a network whatever its generation settings: some that transformers reads it refuses to write.
 
     Of such settings (a temperature where nothing is sampled) only the tokens that begin and end a text are kept.
@@ -249,7 +249,7 @@ def _save_network(model: PreTrainedModel, path: Path) -> None:
         model.generation_config = given
 
 
-def _base_of(model: PreTrainedModel, name: str) -> str:
+def base_of(model: PreTrainedModel, name: str) -> str:
     """Return what adapters stand on: a folder with its whole path, or a hub id, which is not looked up again."""
     if has_lora(model) and (there := lora_config(model).base_model_name_or_path):
         return str(there)  # of adapters that were there at the beginning

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import logging
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from jinja2 import TemplateError
@@ -29,7 +30,7 @@ from ragtrain.models.causal import positions_of
 from ragtrain.models.folders import hushed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,6 +40,8 @@ log = logging.getLogger("ragtrain")
 _DROPPED_SHARE = 0.25
 #: Stands in an assistant's turn so that what the chat template puts after it can be found.
 _REPLY = "forty-two"
+#: Prompts as ids or embeddings, by transformers' name of them, and their mask.
+_Rows: TypeAlias = "tuple[dict[str, Tensor], Tensor]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,29 +96,62 @@ def generate(
         ConfigError: a prompt fills all positions that the model has.
         OutOfMemoryError: one prompt alone does not fit on the device.
     """
+    filler = _filler(tokenizer)
+
+    def rows(places: Sequence[int]) -> _Rows:
+        ids, mask = _padded([prompts[place] for place in places], filler, model.device)
+        return {"input_ids": ids}, mask
+
+    return continue_rows(
+        model, tokenizer, [len(prompt) for prompt in prompts], rows, max_new_tokens=max_new_tokens,
+        batch_size=batch_size, advance=advance,
+    )  # fmt: skip
+
+
+def continue_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: Sequence[int],
+    rows: Callable[[Sequence[int]], _Rows],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    advance: Callable[[int], None] | None = None,
+) -> list[Generated]:
+    """Continue prompts of any form; see ``generate``.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        lengths: places of each prompt.
+        rows: returns prompts by their numbers, padded on the left: ``input_ids`` or ``inputs_embeds`` by name, and the
+            (rows, longest) mask.
+        max_new_tokens: most tokens written after a prompt.
+        batch_size: prompts at a time.
+        advance: called with the number of prompts that are done after each batch.
+    """
     network = cast("PreTrainedModel", getattr(model, "_orig_mod", model))  # compiled, it would compile every length
     most = positions_of(network)
-    _check(prompts, most)
+    _check(lengths, most)
     ends = end_tokens(network, tokenizer)
     filler = _filler(tokenizer)
     # Longest first: neighbours are padded little, and a batch that does not fit fails at once.
-    order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     found: dict[int, _Written] = {}
     start, size = 0, batch_size
     with _answering(network):
         while start < len(order):
             places = order[start : start + size]
-            chosen = [prompts[place] for place in places]
-            limits = [max_new_tokens if most is None else min(max_new_tokens, most - len(ids)) for ids in chosen]
-            written = _attempt(network, chosen, limits, ends, filler)
+            room = [max_new_tokens if most is None else min(max_new_tokens, most - lengths[i]) for i in places]
+            written = _attempt(network, functools.partial(rows, places), room, ends, filler)
             if written is None:
-                size = _smaller(len(places), len(chosen[0]))
+                size = _smaller(len(places), lengths[places[0]])
                 continue
             found.update(zip(places, written, strict=True))
             start += len(places)
             if advance is not None:
                 advance(len(places))
-    return [_generated(tokenizer, found[place]) for place in range(len(prompts))]
+    return [_generated(tokenizer, found[place]) for place in range(len(lengths))]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -153,8 +189,8 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None
 
 
-def _check(prompts: Sequence[Sequence[int]], most: int | None) -> None:
-    longest = max((len(ids) for ids in prompts), default=0)
+def _check(lengths: Sequence[int], most: int | None) -> None:
+    longest = max(lengths, default=0)
     if most is not None and longest >= most:
         raise ConfigError(f"a prompt of {longest} tokens leaves no room in the {most} positions of the model",
                           hint="give a smaller --max-length in training, or fewer passages (--n-docs)")  # fmt: skip
@@ -198,16 +234,16 @@ def _answering(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _attempt(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], limits: list[int], ends: frozenset[int], filler: int
+    model: PreTrainedModel, rows: Callable[[], _Rows], limits: list[int], ends: frozenset[int], filler: int
 ) -> list[_Written] | None:
     """Return what is written after one batch of prompts, or None where the device was full."""
     try:
-        ids, mask = _padded(prompts, filler, model.device)
+        first, mask = rows()
         if cast("Any", type(model)).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
-            written = _greedy(model, ids, mask, limits, ends)
+            written = _greedy(model, first, mask, limits, ends)
             if written is not None:
                 return written
-        return _by_transformers(model, ids, mask, limits, ends, filler)
+        return _by_transformers(model, first, mask, limits, ends, filler)
     # The error goes, with its traceback, which holds every tensor that was alive.
     except torch.OutOfMemoryError:
         return None
@@ -229,23 +265,23 @@ def _padded(prompts: Sequence[Sequence[int]], filler: int, device: torch.device)
 
 
 def _greedy(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, limits: list[int], ends: frozenset[int]
+    model: PreTrainedModel, first: Mapping[str, Tensor], mask: Tensor, limits: list[int], ends: frozenset[int]
 ) -> list[_Written] | None:
     """Return what is written after left-padded prompts; None where the model's cache is of an unknown kind.
 
     Args:
         model: the network.
-        ids: (rows, longest) prompts.
+        first: prompts, as ids or as embeddings.
         mask: (rows, longest), 1 where there is a token.
         limits: most tokens for each row.
         ends: tokens that end a row.
     """
     started = time.perf_counter()
     known = inspect.signature(type(model).forward).parameters
-    rows, longest = ids.shape
+    rows, longest = mask.shape
     seen = torch.cat([mask, mask.new_ones(rows, max(limits))], dim=1)
     positions = mask.sum(1, keepdim=True)
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": True}
+    inputs: dict[str, Any] = {**first, "attention_mask": mask, "use_cache": True}
     if "position_ids" in known:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     if "logits_to_keep" in known:
@@ -274,7 +310,7 @@ def _greedy(
             break
         kept = [place for place, row in enumerate(live) if row not in done]
         if len(live) - len(kept) >= _DROPPED_SHARE * len(live):
-            chosen = torch.tensor(kept, device=ids.device)
+            chosen = torch.tensor(kept, device=mask.device)
             cache.batch_select_indices(chosen)
             tokens, seen, positions = tokens[chosen], seen[chosen], positions[chosen]
             live = [live[place] for place in kept]
@@ -286,8 +322,9 @@ def _greedy(
 
 
 def _by_transformers(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, limits: list[int], ends: frozenset[int], filler: int
-) -> list[_Written]:
+    model: PreTrainedModel, first: Mapping[str, Tensor], mask: Tensor, limits: list[int], ends: frozenset[int],
+    filler: int,
+) -> list[_Written]:  # fmt: skip
     """Return the same by transformers' ``generate``, for any model that has it."""
     started = time.perf_counter()
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -299,12 +336,13 @@ def _by_transformers(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            output: Any = cast("Any", model).generate(ids, attention_mask=mask, generation_config=settings)
+            output: Any = cast("Any", model).generate(**first, attention_mask=mask, generation_config=settings)
     finally:
         model.generation_config = own
     seconds = time.perf_counter() - started
+    read = mask.shape[1] if "input_ids" in first else 0  # of embeddings, only what is new comes back
     written = []
-    for row, limit in zip(output[:, ids.shape[1] :].tolist(), limits, strict=True):
+    for row, limit in zip(output[:, read:].tolist(), limits, strict=True):
         end = next((place for place, token in enumerate(row[:limit]) if token in ends), None)
         written.append(_Written(row[: limit if end is None else end], end is not None, seconds))
     return written
