@@ -7,7 +7,15 @@ metrics_report.json            all arms with intervals, the verdict, what was cu
 
 from __future__ import annotations
 
+import platform
 from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ragtrain.evaluate import results as evaluations
+from ragtrain.evaluate.compress.arms import TABLE
+from ragtrain.evaluate.compress.verdict import verdict
+from ragtrain.records import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,8 +32,13 @@ REPORT_FILE = "metrics_report.json"
 def write_results(
     path: Path, results: Mapping[str, ArmResult], rows: Sequence[CompressExample], about: Mapping[str, Any]
 ) -> None:
-    """Write arms with every answer to ``before_training_results.json`` or ``after_training_results.json``."""
-    raise NotImplementedError
+    """Write arms with every answer to ``before_training_results.json`` or ``after_training_results.json``.
+
+    Keys: ``n``, ``arms`` (``ArmResult.to_json`` by name), ``questions`` (of ``question_rows``), and those of ``about``.
+    """
+    write_json(
+        path, {"n": len(rows), "arms": arms_json(results), **_about(about), "questions": question_rows(results, rows)}
+    )
 
 
 def write_report(
@@ -38,14 +51,48 @@ def write_report(
 ) -> dict[str, Any]:
     """Write ``metrics_report.json`` and return it.
 
-    Keys: ``arms`` (``ArmResult.to_json`` by name, in the order of tables), ``verdict``, ``n``, ``cut``, what ``costs`` holds
-    (``speed``, ``flops``, ``memory``), and ``about`` (seed, data, settings, versions, hardware).
+    Keys: ``n``, ``verdict``, ``arms`` (``ArmResult.to_json`` by name, in the order of tables), those of ``costs`` (``cost``,
+    ``speed``) and of ``about`` (seed, data, what was cut, settings), ``versions`` and ``hardware``.
 
     Args:
         folder: where the file goes.
         results: of before and after.
         rows: the questions.
-        about: what all of it depends on.
+        about: what all of it depends on; its ``seed`` is that of the intervals.
         costs: what the measurements of cost return, by what they are called.
     """
-    raise NotImplementedError
+    judged = verdict(results, rows, seed=int(about.get("seed", 0)))
+    report = {"n": len(rows), "verdict": judged, "arms": arms_json(results), **(costs or {}), **_about(about)}
+    write_json(folder / REPORT_FILE, report)
+    return report
+
+
+def arms_json(results: Mapping[str, ArmResult]) -> dict[str, dict[str, Any]]:
+    """Return arms without their records, in the order of tables."""
+    return {name: results[name].to_json() for name in TABLE if name in results}
+
+
+def question_rows(results: Mapping[str, ArmResult], rows: Sequence[CompressExample]) -> list[dict[str, Any]]:
+    """Return each question with its answers in every arm: ``id``, ``question``, ``answers``, ``documents`` (ids), ``arms``."""
+    known = {name: {record.id: record for record in results[name].records} for name in TABLE if name in results}
+    found = []
+    for row in rows:
+        records = {name: records[row.id].to_json() for name, records in known.items()}
+        answered = {name: {key: each[key] for key in each if key != "id"} for name, each in records.items()}
+        found.append(
+            {
+                "id": row.id, "question": row.question, "answers": list(row.answers),
+                "documents": [document.id for document in row.documents], "arms": answered,
+            }
+        )  # fmt: skip
+    return found
+
+
+def _about(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what figures depend on, with versions and hardware."""
+    cuda = torch.cuda.is_available()
+    hardware = {
+        "machine": platform.machine(), "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+    }  # fmt: skip
+    return {**about, "versions": evaluations.versions(), "hardware": hardware}
