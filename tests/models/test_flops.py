@@ -105,9 +105,7 @@ def test_cache_bytes_are_those_of_a_real_cache(name: str, tokens: int) -> None:
     with torch.no_grad():
         cache = model(torch.ones(1, tokens, dtype=torch.long), use_cache=True).past_key_values
     # A full window is cut by the next token only.
-    held = sum(
-        t.untyped_storage().nbytes() if t.dim() < 4 else t.numel() * 4 for l in cache.layers for t in (l.keys, l.values)
-    )
+    held = sum(tensor.numel() * 4 for layer in cache.layers for tensor in (layer.keys, layer.values))
     assert cache_bytes(config, tokens) == held
     assert cache_bytes(config, tokens, bytes_per_value=2) == held // 2
 
