@@ -3,7 +3,8 @@
 records.py      CompressExample, Context, Window, Windowed, Prompted: what the rooms here hand to each other
 rows.py         files → rows to train and to measure on
 contexts.py     which passages of a row are shown, in which order, epoch by epoch
-windows.py      passages → windows of the compressor's tokens, and a count of what a border splits or a limit cuts
+windows.py      passages → windows of the compressor's tokens
+coverage.py     what a border of windows splits and a limit cuts
 prompts.py      question and places for memory, or text → tokens of the generator, with labels
 batches.py      windows and prompts as tensors
 source.py       micro-batches, epoch by epoch: of memory, and of the full text

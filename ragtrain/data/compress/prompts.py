@@ -90,13 +90,17 @@ class CompressPrompter:
         self.pad_id = next(i for i in fallbacks if i is not None)
         self.cut_rows = self.cut_tokens = 0
 
-    def memory(self, question: str, counts: Sequence[int], answer: str | None = None) -> Prompted:
-        """Return a prompt with places for memory.
+    def memory(self, question: str, counts: Sequence[int], answer: str | None = None, *, room: int = 0) -> Prompted:
+        """Return a prompt with places for memory. Nothing of it gives way.
 
         Args:
             question: the question, all of it.
             counts: memory vectors of each passage, in their order.
             answer: what is learnt; None for a prompt that is to be answered.
+            room: tokens that an answer to come may have.
+
+        Raises:
+            DataError: prompt and answer have more tokens than the generator takes.
         """
         mark = next((mark for mark in _MARKS if mark not in question), _MARKS[0])
         documents = [Document(str(i), "", f"{mark}{i}{mark}") for i in range(len(counts))]
@@ -110,7 +114,14 @@ class CompressPrompter:
             ids += [self.pad_id] * count + text
             slots += [*range(vectors, vectors + count), *([TOKEN] * len(text))]
             vectors += count
-        return self._answered(ids, slots, answer)
+        prompt = self._answered(ids, slots, answer)
+        if self.limit is not None and len(prompt.ids) + room > self.limit:
+            raise DataError(
+                f"a question with {vectors} memory vectors needs {len(prompt.ids) + room} places, and the generator has "
+                f"{self.limit}: {question[:60]!r}",
+                hint="lower --n-docs, raise --compression-rate, or cut long passages with --max-windows",
+            )
+        return prompt
 
     def text(
         self, question: str, documents: Sequence[Document], answer: str | None = None, *, room: int = 0

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Micro-batches whose rows are sorted by cost together: long enough to save padding, short enough to stay random.
 BUCKET_BATCHES = 32
+#: Rows with the longest passages whose prompts are tried before training.
+CHECKED = 32
 
 
 def planned(costs: np.ndarray, batch_size: int, seed: int, epoch: int, *, shuffle: bool = True) -> list[list[int]]:
@@ -130,6 +132,16 @@ class CompressSource:
     def rate_of(self, place: int, epoch: int) -> int:
         """Return the compression rate that the row at a place is trained at in an epoch."""
         return self._plans.of(epoch).rates[place]
+
+    def check(self) -> None:
+        """Refuse rows whose memory the generator has no room for, before training meets them: the dearest are looked at.
+
+        Raises:
+            DataError: naming the question and what to change.
+        """
+        lowest = min(self.windower.settings.all_rates)
+        for place in np.argsort(-self._plans.costs, kind="stable")[:CHECKED].tolist():
+            self.batch([self.contexts.context(place, 0)], lowest)
 
     def collate(self, indices: Sequence[int], epoch: int) -> CompressBatch:
         """Assemble one micro-batch of training."""

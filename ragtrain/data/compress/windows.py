@@ -95,8 +95,20 @@ class Windower:
         """Return what the compressor reads of questions, (tokens,) int32 each."""
         if not self.settings.query_dependent:
             return [np.empty(0, dtype=np.int32) for _ in questions]
-        read = token_ids(self.tokenizer, [question.strip() for question in questions], special=False)
-        return [np.asarray(ids[: self.settings.max_query_tokens], dtype=np.int32) for ids in read]
+        return [
+            np.asarray(ids[: self.settings.max_query_tokens], dtype=np.int32) for ids in self._question_ids(questions)
+        ]
+
+    def question_lengths(self, questions: Sequence[str]) -> list[int]:
+        """Return the tokens that questions have before any are cut; 0 where the compressor reads none."""
+        return (
+            [len(ids) for ids in self._question_ids(questions)]
+            if self.settings.query_dependent
+            else [0] * len(questions)
+        )
+
+    def _question_ids(self, questions: Sequence[str]) -> list[list[int]]:
+        return token_ids(self.tokenizer, [question.strip() for question in questions], special=False)
 
     def cut(self, passage: Tokens, document: int = 0) -> list[Window]:
         """Return the windows of a passage, one at least."""
@@ -117,8 +129,12 @@ class Windower:
         """Return the memory vectors of each document of a row; without a rate, at the nominal one."""
         counts = [0] * row.n_documents
         for window in row.windows:
-            counts[window.document] += self.settings.memory_of(len(window.ids), rate or self.settings.all_rates[0])
+            counts[window.document] += self.vectors(window, rate)
         return counts
+
+    def vectors(self, window: Window, rate: int | None = None) -> int:
+        """Return the memory vectors of a window; without a rate, at the nominal one."""
+        return self.settings.memory_of(len(window.ids), rate or self.settings.all_rates[0])
 
     def collate(self, rows: Sequence[Windowed], rate: int | None = None) -> WindowBatch:
         """Put the windows of rows into one table; without a rate, for the nominal one."""
@@ -146,7 +162,7 @@ class Windower:
     def _line(self, row: Windowed, window: Window, offset: int, rate: int) -> _Line:
         """Return a window as it is read: question and marks around it, memory and rank tokens behind it."""
         before = [*self._opening, *row.question, *self._middle] if len(row.question) else self._before
-        n, count = len(window.ids), self.settings.memory_of(len(window.ids), rate)
+        n, count = len(window.ids), self.vectors(window, rate)
         mean = self.settings.pooling == "mean"
         memory = [] if mean else list(range(count))
         extra = [*memory, self.settings.max_memory] if self.settings.rank_head else memory
