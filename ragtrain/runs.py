@@ -44,7 +44,8 @@ NOT_DEFINING = frozenset(
         "max_steps", "num_epochs", "early_stopping_patience", "eval_steps", "save_steps", "save_total_limit", "resume",
         # k micro-batches on one device are k/2 on two; that the product stays the same is checked at the checkpoint
         "gradient_accumulation_steps",
-        # how the same step is cut when a device is full
+        # where it runs, and how the same step is cut when a device is full
+        "device",
         "on_out_of_memory",
         # whether an alarm ends the run, not what it computes
         "on_alarm",

@@ -59,8 +59,12 @@ def check_packages(optim: OptimConfig, trackers: Sequence[str]) -> None:
     check_trackers(trackers)
 
 
-def make_accelerator(config: LoopConfig) -> Accelerator:
+def make_accelerator(config: LoopConfig, *, cpu: bool = False) -> Accelerator:
     """Return the Accelerator of a run and seed every random generator, so that what is built next is reproducible.
+
+    Args:
+        config: Arithmetic and seed.
+        cpu: Stay on the CPU although there is a GPU.
 
     Raises:
         ConfigError: The precision does not go with the device, or the launcher asks for sharded training.
@@ -71,7 +75,7 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     # is what is meant; left alone, each would train by itself in the same folder.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     accelerator = Accelerator(
-        cpu=several and not torch.accelerator.is_available(),
+        cpu=cpu or (several and not torch.accelerator.is_available()),
         mixed_precision=resolve_precision(config.mixed_precision),
         # The loop normalises by weights itself; 1 here also overrides what the launcher's environment may say.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

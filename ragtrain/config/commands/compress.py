@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from ragtrain.config.aliases import Alias, Reading
 from ragtrain.config.base import (
     Command,
     Fraction,
@@ -15,6 +17,7 @@ from ragtrain.config.base import (
     Section,
 )
 from ragtrain.config.commands.sft import SftModelConfig
+from ragtrain.config.foreign_compress import COMPRESS_ALIASES, COMPRESS_READINGS
 from ragtrain.config.training import LoopConfig, LoraConfig, OptimConfig, RunConfig
 
 #: What the generator reads at evaluation, in the order of tables and plots.
@@ -122,6 +125,13 @@ class CompressObjectiveConfig(Section):
     """Share of reconstruction among them; the rest goes on with the text after the window."""
 
 
+class CompressLoopConfig(LoopConfig):
+    """How long to train and in which portions. A step is one optimizer update, everywhere."""
+
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """Where to train: on a GPU if there is one, on a GPU and nowhere else, or on the CPU."""
+
+
 class CompressOptimConfig(OptimConfig):
     """The optimizer and its schedule; ``learning_rate`` is that of the generator's adapters."""
 
@@ -166,6 +176,8 @@ class CompressConfig(Command):
         "ragtrain train compress --model-name-or-path Qwen/Qwen2.5-0.5B-Instruct --train-data small.json --compressor-type "
         "modernbert --pretrain-steps 2000 --batch-size 4 --num-epochs 1",
     )
+    aliases: ClassVar[Mapping[str, Alias]] = COMPRESS_ALIASES
+    readings: ClassVar[Mapping[str, Reading]] = COMPRESS_READINGS
 
     data: CompressDataConfig = CompressDataConfig()
     context: CompressContextConfig = CompressContextConfig()
@@ -174,6 +186,6 @@ class CompressConfig(Command):
     lora: LoraConfig = LoraConfig(lora_rank=16, lora_alpha=32, lora_dropout=0.1)
     objective: CompressObjectiveConfig = CompressObjectiveConfig()
     evaluation: CompressEvaluationConfig = CompressEvaluationConfig()
-    loop: LoopConfig = LoopConfig(num_epochs=1.0, batch_size=4, gradient_accumulation_steps=4)
+    loop: CompressLoopConfig = CompressLoopConfig(num_epochs=1.0, batch_size=4, gradient_accumulation_steps=4)
     optim: CompressOptimConfig = CompressOptimConfig(weight_decay=0.1)
     run: RunConfig = RunConfig(output_dir=Path("training_with_eval"))
