@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ragtrain")
 
 #: The bundled instruction that is given; ``train sft`` has the same, and the built-in demo generator was tuned on it.
-INSTRUCTION = "qa-short"
+INSTRUCTION = read_instruction("qa-short")
 _PROBE = "answerprobe"
 #: A private character stands on both sides of the number of a passage whose memory belongs there.
 _MARKS = "\ue000\ue001\ue002\ue003\ue004"
@@ -70,14 +70,14 @@ class CompressPrompter:
 
         Args:
             tokenizer: of the generator.
-            instruction: what stands before everything else: the name of a bundled one or a file; None for nothing.
+            instruction: what stands before everything else; None for nothing.
             limit: most tokens of a prompt and its answer, the generator's positions.
             settings: of a saved model, in place of ``instruction``.
 
         Raises:
             ConfigError: the chat template cannot be rendered.
         """
-        settings = settings or PromptSettings(instruction=read_instruction(instruction))
+        settings = settings or PromptSettings(instruction=instruction)
         chat = tokenizer.get_chat_template() if getattr(tokenizer, "chat_template", None) else ""
         if settings.date is None and "strftime_now" in chat:
             today = datetime.datetime.now(tz=datetime.UTC).astimezone().date()
