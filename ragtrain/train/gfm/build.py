@@ -121,7 +121,7 @@ def _read_one(
     )  # fmt: skip
     everything = [*train, *validation]
     vectors = question_features([each.question for each in everything], encoder, found.folder)
-    data.vectors.update({each.id: torch.from_numpy(row) for each, row in zip(everything, vectors, strict=True)})
+    data.vectors.update({each.question: torch.from_numpy(row) for each, row in zip(everything, vectors, strict=True)})
     return data
 
 
@@ -140,7 +140,8 @@ def _questions(
 
     def questions(file: Path, split: str) -> list[GraphQuestion]:
         found = read_graph_questions(file, graph, split, skip_bad_lines=asked.skip_bad_lines)
-        sources["questions"][f"{path.name}/{split}"] = found.about()
+        known = f"{path.name}/{split}" in sources["questions"]  # of another folder with this name
+        sources["questions"][f"{path if known else path.name}/{split}"] = found.about()
         return found.questions
 
     own = find_graph_questions(path, "valid")
@@ -200,12 +201,21 @@ def build(config: GfmConfig, data: GfmData) -> GfmParts:
         raise DataError("there is nothing to learn from: no question has entities of the graph and supporting entities",
                         hint="link its questions with `ragtrain index prepare --graph --graph-questions`")  # fmt: skip
     validation = [
-        number for number, each in enumerate(graphs)
-        if each in data.validation and (len(each.held_out) if pretrain else each.validation)
-    ]  # fmt: skip
+        number for number, each in enumerate(graphs) if each in data.validation and _measurable(each, pretrain)
+    ]
+    if not validation:
+        log.warning("nothing is validated, so no checkpoint is the best: %s", "no triple could be held out" if pretrain else
+                    "no question that is held out says which documents answer it")  # fmt: skip
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     group = loop.ParamGroup("network", parameters, config.optim.learning_rate or LEARNING_RATE)
     return GfmParts(model, source, validation, group, _sidecar(config, data))
+
+
+def _measurable(data: GraphData, pretrain: bool) -> bool:
+    """Return whether anything that is held out of a graph has an answer."""
+    if pretrain:
+        return len(data.held_out) > 0
+    return any(q.supporting_documents or q.missing_documents or q.supporting_entities for q in data.validation)
 
 
 def is_ultra(model_dir: str | None) -> bool:

@@ -35,7 +35,7 @@ class GraphData:
         features: (2R, text_dim) text vectors of relations and their inverses.
         questions: to train on.
         validation: to validate on.
-        vectors: text vectors of questions by id.
+        vectors: text vectors of questions by their words; ids of two files may be the same.
         tensors: edges, in the orders that messages need.
     """
 

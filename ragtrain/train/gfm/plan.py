@@ -19,7 +19,8 @@ def describe(config: GfmConfig, data: GfmData, parts: GfmParts) -> dict[str, Any
     """Return the plan: what is read, for how many steps, and what it takes; nothing is written."""
     world, per_epoch = PartialState().num_processes, len(parts.train.plan(0))
     steps = loop.total_steps(config.loop, per_epoch, world)
-    effective = config.loop.batch_size * config.loop.gradient_accumulation_steps * world
+    per_step = config.loop.gradient_accumulation_steps * world
+    effective = config.loop.batch_size * per_step
     trained = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     state = memory.state_bytes(parts.model)
     held = max(_held(config, parts, each) for each in data.train)
@@ -30,7 +31,7 @@ def describe(config: GfmConfig, data: GfmData, parts: GfmParts) -> dict[str, Any
         "training " + ("triples" if pretrain else "questions"): _count(parts, data, pretrain=pretrain),
         "validation": sum(len(each.held_out) if pretrain else len(each.validation) for each in data.validation),
         "text encoder": f"{data.text_encoder} ({data.text_dim} dimensions)",
-        "steps": f"{steps} ({steps / max(1, per_epoch):.1f} epochs)",
+        "steps": f"{steps} ({steps * per_step / max(1, per_epoch):.1f} epochs)",
         "step": f"{effective} queries = {config.loop.batch_size} x {config.loop.gradient_accumulation_steps} accumulated x "
         f"{world} processes",
         "learning rate": f"{parts.group.learning_rate:g}",

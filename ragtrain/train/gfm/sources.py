@@ -196,7 +196,7 @@ def batch_of(data: GraphData, number: int, questions: Sequence[GraphQuestion]) -
     return QuestionBatch(
         ids=tuple(question.id for question in questions),
         graph=number,
-        vectors=torch.stack([data.vectors[question.id] for question in questions]),
+        vectors=torch.stack([data.vectors[question.question] for question in questions]),
         seeds=tuple(ids(question.entities) for question in questions),
         entities=tuple(ids(question.supporting_entities) for question in questions),
         documents=tuple(ids(question.supporting_documents) for question in questions),

@@ -31,7 +31,8 @@ def evaluation_of(
     config: GfmConfig, parts: GfmParts, accelerator: Accelerator
 ) -> Callable[[nn.Module], dict[str, float]]:
     """Return what the loop calls for validation: means over the graphs; processes share the queries."""
-    measure = _triples if config.data.stage == "pretrain" else _questions
+    pretrain = config.data.stage == "pretrain"
+    measure, expected = (_triples, ()) if pretrain else (_questions, ("mrr", *(f"recall@{k}" for k in DEPTHS)))
 
     def validate(model: nn.Module) -> dict[str, float]:
         network = cast("GraphModel", model)
@@ -43,10 +44,12 @@ def evaluation_of(
                     for name, value in row.items():
                         mine.setdefault(name, []).append(value)
             everywhere = gather_object([mine])
-            names = dict.fromkeys(name for each in everywhere for name in each)
+            names = dict.fromkeys([*expected, *(name for each in everywhere for name in each)])
             found.append({name: _mean([v for each in everywhere for v in each.get(name, [])]) for name in names})
         names = dict.fromkeys(name for each in found for name in each)
-        return {f"eval_{name}": _mean([each[name] for each in found if name in each]) for name in names}
+        # Of a graph whose questions have no gold documents (entities) there is no such figure.
+        there = {name: [each[name] for each in found if not math.isnan(each.get(name, math.nan))] for name in names}
+        return {f"eval_{name}": _mean(values) for name, values in there.items()}
 
     return validate
 
@@ -95,17 +98,20 @@ def _questions(
         probabilities = torch.sigmoid(scores.double())
         order = rank_documents(ranker.scores(probabilities), fallback=by_rarity.scores(probabilities))
         for row in range(len(some)):
-            yield {**_of_documents(order[row], batch, row), **_of_entities(scores[row], batch, row)}
+            n_gold = len(batch.documents[row]) + some[row].missing_documents
+            yield {**_of_documents(order[row], batch.documents[row], n_gold), **_of_entities(scores[row], batch, row)}
 
 
-def _of_documents(order: Tensor, batch: QuestionBatch, row: int) -> dict[str, float]:
-    """Return true recall at the depths and the reciprocal rank of the first supporting document."""
-    gold = batch.documents[row]
-    if not len(gold):
+def _of_documents(order: Tensor, gold: Tensor, n_gold: int) -> dict[str, float]:
+    """Return true recall at the depths and the reciprocal rank of the first supporting document, as evaluation does.
+
+    Documents that the graph does not have (``n_gold`` counts them) are not found. A question that names none has no figures.
+    """
+    if not n_gold:
         return {}
     place = torch.isin(order, gold).nonzero().flatten()
-    found = {f"recall@{k}": float((place < k).sum()) / len(gold) for k in DEPTHS}
-    return {"mrr": 1 / (int(place[0]) + 1), **found}
+    found = {f"recall@{k}": float((place < k).sum()) / n_gold for k in DEPTHS}
+    return {"mrr": 1 / (int(place[0]) + 1) if len(place) else 0.0, **found}
 
 
 def _of_entities(scores: Tensor, batch: QuestionBatch, row: int) -> dict[str, float]:

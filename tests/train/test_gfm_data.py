@@ -1,0 +1,96 @@
+"""What ``train gfm`` makes of graphs and questions that are not as tidy as a benchmark's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ragtrain.config.commands import GfmConfig
+from ragtrain.config.load import load_config
+from ragtrain.train import gfm
+from ragtrain.train.gfm import sources
+from ragtrain.train.gfm.plan import describe
+
+TRIPLES = [f"person {i},lives in,house {i % 3}" for i in range(9)]
+
+
+def question(i: int, identifier: str, **changes: object) -> dict[str, object]:
+    person, house = f"person {i}", f"house {i % 3}"
+    return {
+        "id": identifier, "question": f"Who lives with {person}?", "supporting_facts": [person],
+        "question_entities": [person], "supporting_entities": [house], **changes,
+    }  # fmt: skip
+
+
+def write(folder: Path, **questions: list[dict[str, object]]) -> Path:
+    """Write a folder of GFM-RAG with questions by split."""
+    stage = folder / "processed" / "stage1"
+    stage.mkdir(parents=True)
+    (stage / "kg.txt").write_text("\n".join(TRIPLES) + "\n")
+    members = {f"person {i}": [f"person {i}", f"house {i % 3}"] for i in range(9)}
+    (stage / "document2entities.json").write_text(json.dumps(members))
+    for split, rows in questions.items():
+        (stage / f"{split}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def config_of(output: Path, *graphs: Path, **changes: object) -> GfmConfig:
+    settings = {
+        "graphs": graphs, "stage": "finetune", "hidden_dim": 8, "num_layers": 2, "num_negatives": 4, "batch_size": 2,
+        "max_steps": 2, "logging_steps": 1, "save_steps": None, "output_dir": output, "trackers": (), **changes,
+    }  # fmt: skip
+    return load_config(GfmConfig, flags=settings).config
+
+
+def last(run: Path) -> dict[str, dict[str, float]]:
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_questions_of_two_files_with_one_id_keep_their_own_words(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "g", train=[question(i, str(i)) for i in range(4)], valid=[question(i + 4, str(i)) for i in range(4)]
+    )
+    data = gfm.read(config_of(tmp_path / "run", folder), tmp_path).train[0]
+    for rows in (data.questions, data.validation):
+        batch = sources.batch_of(data, 0, rows)
+        alone = [sources.batch_of(data, 0, [row]).vectors[0] for row in rows]
+        torch.testing.assert_close(batch.vectors, torch.stack(alone))
+    train, valid = (sources.batch_of(data, 0, rows).vectors for rows in (data.questions, data.validation))
+    assert not any(torch.equal(a, b) for a, b in zip(train, valid, strict=True))
+
+
+def test_graphs_of_one_name_are_both_recorded(tmp_path: Path) -> None:
+    folders = [write(tmp_path / name / "graph", train=[question(i, str(i)) for i in range(4)]) for name in "ab"]
+    found = gfm.read(config_of(tmp_path / "run", *folders), tmp_path).sources["questions"]
+    assert {Path(each["path"]).parents[2] for each in found.values()} == set(folders)
+
+
+def test_supporting_documents_that_the_graph_lacks_are_not_found(tmp_path: Path) -> None:
+    """Validation counts as evaluation does: of two supporting documents of which the graph has one, half is found at most."""
+    lacking = question(0, "v", supporting_facts=["person 0", "nobody"])
+    lost = question(1, "w", supporting_facts=["nobody"])
+    folder = write(tmp_path / "g", train=[question(i, str(i)) for i in range(4)], valid=[lacking, lost])
+    gfm.run(config_of(tmp_path / "run", folder))
+    found = last(tmp_path / "run")["evaluation"]
+    assert found["eval_recall@10"] == pytest.approx(0.25)
+    assert 0 < found["eval_mrr"] <= 0.5
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_run_without_anything_to_validate_on_ends(stage: str, tmp_path: Path, caplog) -> None:
+    unlabelled = question(0, "v", supporting_facts=[], supporting_entities=[])
+    folder = write(tmp_path / "g", train=[question(i, str(i)) for i in range(4)], valid=[unlabelled])
+    changes = {"stage": stage, **({"dev_split": 0} if stage == "pretrain" else {})}
+    gfm.run(config_of(tmp_path / "run", folder, **changes))
+    assert not last(tmp_path / "run").get("evaluation")
+    assert "nothing is validated" in caplog.text
+
+
+def test_epochs_of_the_plan_count_accumulation(tmp_path: Path) -> None:
+    folder = write(tmp_path / "g", train=[question(i, str(i)) for i in range(8)])
+    config = config_of(tmp_path / "run", folder, dev_split=0, gradient_accumulation_steps=2, max_steps=4)
+    data = gfm.read(config, tmp_path)
+    assert describe(config, data, gfm.build(config, data))["steps"] == "4 (2.0 epochs)"
