@@ -13,6 +13,7 @@ from ragtrain.cli.layout import HelpCommand, HelpGroup
 from ragtrain.cli.options import command_function
 from ragtrain.config.commands import (
     CompareConfig,
+    CompressConfig,
     ConfigCopyConfig,
     ConfigListConfig,
     ConfigShowConfig,
@@ -26,6 +27,7 @@ from ragtrain.config.commands import (
     RagConfig,
     SearchConfig,
     SftConfig,
+    TeachConfig,
 )
 from ragtrain.errors import ConfigError
 
@@ -36,12 +38,14 @@ if TYPE_CHECKING:
 
 COMMANDS: Mapping[type[Command], str] = {
     FetchConfig: "ragtrain.data.fetch:run",
+    TeachConfig: "ragtrain.prepare.teach:run",
     PrepareConfig: "ragtrain.prepare:run",
     SearchConfig: "ragtrain.evaluate.graph_search:search",
     InfoConfig: "ragtrain.prepare:info",
     RagConfig: "ragtrain.train.rag:run",
     SftConfig: "ragtrain.train.sft:run",
     GfmConfig: "ragtrain.train.gfm:run",
+    CompressConfig: "ragtrain.train.compress:run",
     ConfigListConfig: "ragtrain.config.presets:list_presets",
     ConfigShowConfig: "ragtrain.config.presets:show",
     ConfigCopyConfig: "ragtrain.config.presets:copy",
@@ -53,7 +57,7 @@ COMMANDS: Mapping[type[Command], str] = {
 """Each command's model and the function it calls, imported when the command runs."""
 
 GROUPS: Mapping[str, str] = {
-    "data": "Get question sets and passages into one record format.",
+    "data": "Get question sets and passages into one record format, and have models teach them.",
     "index": "Build, adopt, explain and search indexes.",
     "config": "List, print, copy and check configuration files.",
     "train": "Train a part of a retrieval-augmented generation system.",

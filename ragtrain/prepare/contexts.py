@@ -102,7 +102,8 @@ def with_contexts(
             _write(folder, *hits, about)
     if cached:
         log.info("passages for %d questions: contexts from the cache %s", len(examples), folder)
-    return _fill(examples, found, *hits), {**about, "cached": cached}
+    splitting = found.manifest.get("splitting") or {}
+    return filled(examples, found.passages, splitting, *hits), {**about, "cached": cached}
 
 
 def open_source(path: Path) -> tuple[DenseIndex, str | None]:
@@ -225,11 +226,24 @@ def _read(folder: Path, rows: int, depth: int, count: int) -> tuple[np.ndarray, 
     return positions, scores
 
 
-def _fill(examples: Sequence[Example], index: DenseIndex, positions: np.ndarray, scores: np.ndarray) -> list[Example]:
-    """Return the rows with the passages at their positions."""
+def filled(
+    examples: Sequence[Example],
+    passages: Sequence[Passage],
+    splitting: dict[str, Any],
+    positions: np.ndarray,
+    scores: np.ndarray,
+) -> list[Example]:
+    """Return the rows with the passages at their positions; see ``with_contexts`` for gold ones.
+
+    Args:
+        examples: rows.
+        passages: what was searched.
+        splitting: ``passage_words`` and ``overlap`` with which they were split.
+        positions: (rows, depth), best first, -1 where there is none.
+        scores: (rows, depth).
+    """
     seen: dict[int, Passage] = {}
     keys: dict[int, str] = {}
-    splitting = index.manifest.get("splitting") or {}
     filled: list[Example] = []
     for example, row, row_scores in zip(examples, positions.tolist(), scores.tolist(), strict=True):
         gold = _gold_units(example, splitting)
@@ -239,7 +253,7 @@ def _fill(examples: Sequence[Example], index: DenseIndex, positions: np.ndarray,
             if position < 0:
                 break
             if position not in seen:
-                seen[position] = index.passages[position]
+                seen[position] = passages[position]
                 keys[position] = content_id(seen[position].text)
             passage, key = seen[position], keys[position]
             whole = key if key in gold else _gold_of_piece(passage, gold, example) if gold else None

@@ -38,6 +38,7 @@ from ragtrain.config.commands.sft import (
     SftModelConfig,
     SftPromptConfig,
 )
+from ragtrain.config.commands.teach import RerankConfig, TeachConfig, TeacherConfig
 
 __all__ = [
     "DATASETS",
@@ -65,6 +66,7 @@ __all__ = [
     "RagObjectiveConfig",
     "RagOptimConfig",
     "RagRetrieverConfig",
+    "RerankConfig",
     "SearchConfig",
     "SftBatchConfig",
     "SftConfig",
@@ -74,4 +76,6 @@ __all__ = [
     "SftExportConfig",
     "SftModelConfig",
     "SftPromptConfig",
+    "TeachConfig",
+    "TeacherConfig",
 ]
