@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from ragtrain import report
 from ragtrain.data import sources, splits
+from ragtrain.data.beside import filled
+from ragtrain.data.pairs import FIRST_DOCUMENTS, pair_record
 from ragtrain.errors import ConfigError
-from ragtrain.records import Document, Passage, Question, sha256_file, write_json, write_jsonl
+from ragtrain.records import Passage, Question, sha256_file, write_json, write_jsonl
 
 if TYPE_CHECKING:
     from ragtrain.config.commands import FetchConfig
@@ -34,8 +36,6 @@ log = logging.getLogger("ragtrain")
 
 #: Raised whenever the same request gives other bytes than before.
 FORMAT = 1
-#: ScaleDown's scripts read the first documents of a question only; the gold ones are among so many.
-_FIRST_DOCUMENTS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +100,15 @@ def run(config: FetchConfig) -> FetchResult:
     return _show(write(target, made, info, config))
 
 
+def _least_documents(config: FetchConfig) -> int | None:
+    """Return the documents that a question has at least, if it has any; None for those of the set as they are."""
+    return config.num_documents or (FIRST_DOCUMENTS if config.output_file else None)
+
+
 def _request(config: FetchConfig) -> dict[str, Any]:
+    least = _least_documents(config)
     return {
+        **({"num_documents": least} if least else {}),
         "format": FORMAT,
         "dataset": config.dataset,
         "sources": sources.source_record(config),
@@ -162,6 +169,8 @@ def _assemble(loaded: list[Loaded], config: FetchConfig) -> _Set:
     how: list[str] = []
     parts = [_split(member, config, how) for member in loaded]
     names = [name for name in ("train", "validation", "test") if any(part.get(name) for part in parts)]
+    if config.output_file and "validation" in names:
+        names = [name for name in names if name != "test"]  # a pair has one file of evaluation questions
     overlaps: list[Overlap] = []
     train = [question for part in parts for question in part.get("train", ())]
     for name in names:
@@ -178,6 +187,14 @@ def _assemble(loaded: list[Loaded], config: FetchConfig) -> _Set:
             joined[name] = splits.balance(members, quotas.get(name), config.seed)
         else:
             joined[name] = splits.draw(members[0], quotas.get(name, len(members[0])), config.seed)
+    if least := _least_documents(config):
+        joined = {
+            name: filled(joined[name], [q for part in parts for q in part.get(name, ())], least, config.seed)
+            for name in names
+        }
+        how.append(
+            f"questions with fewer than {least} documents have others of their group or set beside them, which hold no answer"
+        )
     if len(loaded) > 1:
         joined = _distinct(joined)
         how.append("equally many questions of every set, as far as each goes")
@@ -321,7 +338,7 @@ def _write_pair(target: Path, made: _Set, info: dict[str, Any], config: FetchCon
     aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         for path, questions in ((train_path, made.splits.get("train", [])), (eval_path, evaluation)):
-            write_json(aside / path.name, [_pair_record(question, config.seed) for question in questions])
+            write_json(aside / path.name, [pair_record(question, config.seed) for question in questions])
             info["files"][path.name] = {"rows": len(questions), "sha256": sha256_file(aside / path.name)}
         write_json(aside / info_path.name, info)
         standing = _standing(target, config)
@@ -334,34 +351,6 @@ def _write_pair(target: Path, made: _Set, info: dict[str, Any], config: FetchCon
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return _result(target, info, up_to_date=False)
-
-
-def _pair_record(question: Question, seed: int) -> dict[str, Any]:
-    """Return a record that ScaleDown's scripts and ours read.
-
-    Their scripts want ``query``, ``answer`` (one text) and ``documents`` (texts, ``title: text`` where there is a
-    title); ``document_info`` beside it keeps id, title and gold mark of each, from which our reader restores them.
-    They cut at the first documents, so the gold ones are among these, in no fixed place.
-    """
-    documents = _gold_among_first(question.documents, question.id, seed)
-    row = dataclasses.replace(question, documents=()).to_json()
-    return {
-        **row,
-        "query": question.question,
-        "answer": question.answers[0] if question.answers else "",
-        "documents": [f"{d.title}: {d.text}" if d.title else d.text for d in documents],
-        "document_info": [{k: v for k, v in d.to_json().items() if k != "text"} for d in documents],
-    }
-
-
-def _gold_among_first(documents: tuple[Document, ...], identifier: str, seed: int) -> list[Document]:
-    gold = [document for document in documents if document.is_gold]
-    others = [document for document in documents if not document.is_gold]
-    room = max(_FIRST_DOCUMENTS - len(gold), 0)
-    first = [*gold, *others[:room]] if gold else others[:room]
-    if gold:
-        first.sort(key=lambda document: splits.rank("place", seed, identifier, document.id))
-    return [*first, *others[room:]]
 
 
 def _result(target: Path, info: dict[str, Any], *, up_to_date: bool) -> FetchResult:

@@ -173,8 +173,8 @@ def _from_files(name: str, paths: tuple[Path, ...], config: FetchConfig) -> Load
             )
         if not loaded.name:
             # A member of `all`: by the set that its form belongs to, else by the file's name.
-            loaded.name = said or path.name.split(".")[0]
-            loaded.licence = HUB[said].licence if said in HUB else "see the source"
+            loaded.name = said or _named(path)
+            loaded.licence = HUB[loaded.name].licence if loaded.name in HUB else "see the source"
         if read.format == "trivia_qa":
             read = dataclasses.replace(read, questions=_with_evidence(read.questions, path))
         _take(loaded, split, read, config)
@@ -182,6 +182,14 @@ def _from_files(name: str, paths: tuple[Path, ...], config: FetchConfig) -> Load
     if paths[0].is_dir() and (paths[0] / "passages.jsonl").is_file():
         loaded.passages = list(PassageReader(paths[0], skip_bad_lines=config.skip_bad_lines))
     return loaded
+
+
+def _named(path: Path) -> str:
+    """Return the set that a file of questions and answers is of, by what such files are called; else the file's name."""
+    name = path.name.split(".")[0]
+    words = re.findall(r"[a-z]+", name.lower())
+    calls = {"nq": ("nq", "natural"), "trivia_qa": ("trivia", "triviaqa", "tqa")}
+    return next((known for known, called in calls.items() if set(called) & set(words)), name)
 
 
 def _split(name: str) -> Literal["train", "validation", "test"]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ragtrain import metrics
 from ragtrain.config.commands import FetchConfig
 from ragtrain.data import fetch, splits
 from ragtrain.data.formats import iter_passages, read_questions
@@ -206,11 +207,11 @@ def test_the_pair_of_json_files(articles: tuple[Path, Path], tmp_path: Path) -> 
     # What ScaleDown's scripts read: a text, a list of texts, a text.
     assert record["query"] == record["question"]
     assert record["answer"] == record["answers"][0]
-    assert record["documents"] == ["Article 0: c00 holds words"]
+    assert "Article 0: c00 holds words" in record["documents"]
+    assert len(record["documents"]) == len(set(record["documents"])) == 5
     back = read_questions(target).questions
-    assert back[0].documents == (
-        Document(content_id("Article 0", "c00 holds words"), "Article 0", "c00 holds words", True),
-    )
+    gold = Document(content_id("Article 0", "c00 holds words"), "Article 0", "c00 holds words", True)
+    assert [document for document in back[0].documents if document.is_gold] == [gold]
     assert not {"query", "answer", "document_info"} & back[0].extra.keys()
     before = content(target.parent)
     assert fetch.run(config).up_to_date
@@ -221,6 +222,49 @@ def test_the_pair_of_json_files(articles: tuple[Path, Path], tmp_path: Path) -> 
         fetch.run(config.model_copy(update={"output_file": tmp_path / "small.txt"}))
     with pytest.raises(ConfigError, match="both given"):
         fetch.run(config.model_copy(update={"output_dir": tmp_path / "x"}))
+
+
+def test_questions_of_a_pair_have_documents_to_choose_from(real_data: Path, tmp_path: Path) -> None:
+    source = real_data / "squad/squad_v1.1_20articles.json.gz"
+    config = FetchConfig(dataset="squad", source=(source,), num_examples=100, output_file=tmp_path / "s.json")
+    fetch.run(config)
+    documents: dict[str, set[str]] = {}
+    for name in ("s.json", "s_eval.json"):
+        questions = read_questions(tmp_path / name).questions
+        documents[name] = {document.text for question in questions for document in question.documents}
+        for question in questions:
+            assert len(question.documents) == len({document.text for document in question.documents}) == 5
+            (gold,) = (document for document in question.documents if document.is_gold)
+            others = [document for document in question.documents if not document.is_gold]
+            assert not any(metrics.has_answer(question.answers, document.text) for document in others)
+            # Paragraphs of the same article are the hardest to tell apart, and there are enough of them.
+            assert sum(document.title == gold.title for document in others) >= 3
+    assert not documents["s.json"] & documents["s_eval.json"]
+    one = config.model_copy(update={"num_documents": 1, "output_file": tmp_path / "one.json"})
+    fetch.run(one)
+    assert all(len(question.documents) == 1 for question in read_questions(tmp_path / "one.json").questions)
+
+
+def test_a_folder_has_the_documents_of_the_set_unless_more_are_asked_for(
+    articles: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = FetchConfig(dataset="squad", source=articles[:1], output_dir=tmp_path / "as-given")
+    fetch.run(config)
+    assert {len(row["documents"]) for row in rows(tmp_path / "as-given/train.jsonl")} == {1}
+    fetch.run(config.model_copy(update={"output_dir": tmp_path / "more", "num_documents": 3}))
+    assert {len(row["documents"]) for row in rows(tmp_path / "more/train.jsonl")} == {3}
+    listed = {row["id"] for row in rows(tmp_path / "more/passages.jsonl")}
+    assert {d["id"] for row in rows(tmp_path / "more/train.jsonl") for d in row["documents"]} <= listed
+    assert not (tmp_path / "as-given/dataset.json").read_text().count("num_documents")
+
+
+def test_the_pair_of_the_demo_has_the_evaluation_questions_it_should(tmp_path: Path) -> None:
+    result = fetch.run(FetchConfig(num_examples=100, output_file=tmp_path / "small.json"))
+    assert result.counts == {"train": {"demo": 90}, "validation": {"demo": 10}}
+    train, evaluation = (read_questions(tmp_path / name).questions for name in ("small.json", "small_eval.json"))
+    assert (len(train), len(evaluation)) == (90, 10)
+    assert not {question.group for question in train} & {question.group for question in evaluation}
+    assert all(len(question.documents) == 5 for question in (*train, *evaluation))
 
 
 def test_the_first_documents_hold_the_gold_ones(real_data: Path, tmp_path: Path) -> None:
@@ -254,6 +298,15 @@ def test_the_mix(articles: tuple[Path, Path], tmp_path: Path) -> None:
     few = fetch.run(config.model_copy(update={"num_examples": 50, "output_dir": tmp_path / "few"}))
     # nq has 11 of its 15 or 16; the others make up for it.
     assert few.counts["train"] == {"squad": 17, "nq": 11, "twin": 17}
+
+
+def test_names_of_other_tools_and_files(tmp_path: Path) -> None:
+    assert FetchConfig.model_validate({"dataset": "natural_questions"}).dataset == "nq"
+    for name in ("NQ-open.dev.jsonl", "trivia-dev.jsonl", "twin.jsonl"):
+        write_jsonl(tmp_path / name, ({"question": f"{name} {i}", "answer": ["a"]} for i in range(10)))
+    sources = tuple(tmp_path / name for name in ("NQ-open.dev.jsonl", "trivia-dev.jsonl", "twin.jsonl"))
+    result = fetch.run(FetchConfig(dataset="all", source=sources, output_file=tmp_path / "mix.json"))
+    assert set(result.counts["train"]) == {"nq", "trivia_qa", "twin"}
 
 
 def test_wrong_sources(articles: tuple[Path, Path], tmp_path: Path) -> None:

@@ -5,11 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ragtrain.config.base import Command, NonNegativeInt, PositiveInt
 
 DATASETS = ("demo", "squad", "nq", "trivia_qa", "hotpot_qa", "ms_marco", "all")
+
+#: What other tools call the same sets.
+_OTHER_NAMES = {
+    "natural_questions": "nq",
+    "nq_open": "nq",
+    "triviaqa": "trivia_qa",
+    "hotpotqa": "hotpot_qa",
+    "msmarco": "ms_marco",
+}
 
 
 class FetchConfig(Command):
@@ -31,6 +40,9 @@ class FetchConfig(Command):
     """Raw files of the set (gz included) to read instead of the hub; with two, the second is the evaluation split."""
     num_examples: PositiveInt | None = None
     """Questions to keep, drawn with the seed; without it, all."""
+    num_documents: PositiveInt | None = None
+    """Documents that a question has at least, if it has any: others of its article or set are added, none of which holds an
+    answer. Without it 5 in ``output_file``, and those of the set in a folder."""
     split: Literal["train", "validation", "test"] | None = None
     """Keep this official split only; without it, train stays train and validation stays validation."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -45,3 +57,8 @@ class FetchConfig(Command):
     """Replace an existing dataset folder or file."""
     skip_bad_lines: bool = False
     """Leave out lines that cannot be read, and count them, instead of stopping at the first."""
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _known_name(cls, value: object) -> object:
+        return _OTHER_NAMES.get(value, value) if isinstance(value, str) else value
