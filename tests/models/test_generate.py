@@ -239,11 +239,11 @@ def test_a_full_device_halves_the_batch(
     expected = generate(model, tokenizer, prompts(), max_new_tokens=4, batch_size=8)
     greedy, room_for = room._greedy, 3
 
-    def tight(model: PreTrainedModel, ids: torch.Tensor, *more: object) -> object:
-        sizes.append(len(ids))
-        if len(ids) > room_for:
+    def tight(model: PreTrainedModel, first: dict, mask: torch.Tensor, *more: object) -> object:
+        sizes.append(len(mask))
+        if len(mask) > room_for:
             raise error
-        return greedy(model, ids, *more)
+        return greedy(model, first, mask, *more)
 
     monkeypatch.setattr(room, "_greedy", tight)
     with caplog.at_level(logging.WARNING, "ragtrain"):

@@ -120,6 +120,8 @@ class CompressModel(nn.Module):
         Raises:
             DataError: places and counts of the windows do not agree.
         """
+        if not len(windows.input_ids):
+            return Memory(self.tasks[:0], None)
         embedded = cast("Tensor", self.compressor.get_input_embeddings()(windows.input_ids))
         learnt = self.memory.to(embedded.dtype)[windows.place.clamp(min=0)]
         inputs: dict[str, Any] = {"inputs_embeds": torch.where((windows.place >= 0)[..., None], learnt, embedded)}
@@ -149,10 +151,11 @@ class CompressModel(nn.Module):
             vectors: (M, width).
         """
         embedded = cast("Tensor", self.generator.get_input_embeddings()(input_ids))
-        # The tasks stand before the vectors, so that one table answers every slot.
-        table = torch.cat([self.tasks.to(embedded.dtype), vectors.to(embedded.dtype)])
-        places = torch.where(slot >= 0, slot + 2, (RECONSTRUCT - slot).clamp(min=0))
-        return torch.where((slot != -1)[..., None], table[places], embedded)
+        tasks = self.tasks.to(embedded.dtype)[(RECONSTRUCT - slot).clamp(0, 1)]
+        embedded = torch.where((slot <= RECONSTRUCT)[..., None], tasks, embedded)
+        if not len(vectors):
+            return embedded
+        return torch.where((slot >= 0)[..., None], vectors.to(embedded.dtype)[slot.clamp(min=0)], embedded)
 
     @torch.no_grad()
     def base_logits(self, rows: TokenRows) -> Tensor:
