@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ragtrain.data.compress.records import CompressExample
+from ragtrain.data.compress.records import CompressExample, passage_text
 from ragtrain.data.formats import read_questions
 from ragtrain.data.formats.custom import custom
 from ragtrain.data.formats.fields import number_of, unique
 from ragtrain.data.formats.shapes import SHAPES
+from ragtrain.data.sft.distractors import ranked
 from ragtrain.data.sft.examples import hold_out
 from ragtrain.data.sft.overflow import named
 from ragtrain.data.splits import question_words, rank
@@ -24,7 +26,6 @@ from ragtrain.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from ragtrain.config.commands.compress import CompressDataConfig
     from ragtrain.records import Question
@@ -90,6 +91,26 @@ def read_compress(config: CompressDataConfig, path: Path, seed: int) -> Compress
     return CompressRows(train, validation, path if path.is_dir() else path.parent, sources)
 
 
+def with_passages(rows: CompressRows) -> CompressRows:
+    """Return the rows that have something to compress; those without are counted in ``sources`` and told of.
+
+    Raises:
+        DataError: no training row has a passage, or no evaluation row of those there are.
+    """
+    kept: dict[str, list[CompressExample]] = {}
+    for name, examples in (("train", rows.train), ("validation", rows.validation)):
+        kept[name] = [example for example in examples if any(passage_text(each) for each in ranked(example))]
+        if missing := len(examples) - len(kept[name]):
+            rows.sources[name]["without_passages"] = missing
+            if not kept[name]:
+                raise DataError(f"none of {missing} rows ({name}) has a passage, and there is nothing to compress",
+                                path=Path(rows.sources[name]["path"]),
+                                hint="find passages in an index (--index FOLDER of ragtrain index prepare), or give rows with "
+                                "documents")  # fmt: skip
+            log.warning("%d of %d rows (%s) have no passage and are left out", missing, len(examples), name)
+    return dataclasses.replace(rows, train=kept["train"], validation=kept["validation"])
+
+
 def evaluation_beside(path: Path) -> Path | None:
     """Return the evaluation rows that belong to a training file: ``NAME_eval.json`` or ``validation.jsonl``."""
     folder = path if path.is_dir() else path.parent
@@ -114,13 +135,17 @@ def read_rows(
     shapes = (custom(config.question_key, config.answer_key),) if config.question_key or config.answer_key else SHAPES
     found = read_questions(path, split=split, skip_bad_lines=config.skip_bad_lines, shapes=shapes)
     reranked = found.format in _RERANKED
-    source = config.answers if split == "train" else "gold"
+    # What is measured is measured on references; on a teacher's answers only where a question has none.
+    source = config.answers if split == "train" else "teacher-or-gold"
     examples = [example_of(question, answers=source, reranked=reranked) for question in found.questions]
+    if split != "train":
+        examples = [dataclasses.replace(each, targets=each.answers) for each in examples]
     empty = [example.id for example in examples if not example.targets]
     kept = [example for example in examples if example.targets]
     what = "answer of a teacher" if source == "teacher" else "answer"
     if not kept:
-        hint = "let ragtrain data teach write them, or take --answers gold" if source == "teacher" else None
+        hint = "take --answers gold, or let" if source == "teacher" else "let"
+        hint += " a language model answer the questions by their passages: ragtrain data teach"
         raise DataError(f"holds {len(empty)} rows and none with an {what}", path=found.path, hint=hint)
     if empty:
         log.warning(
@@ -134,6 +159,7 @@ def read_rows(
         "with_gold": sum(bool(example.gold) for example in kept),
         "with_scores": sum(bool(example.scores) for example in kept),
         "with_teacher_answer": sum(example.teacher_answer is not None for example in kept),
+        "teacher_as_reference": sum(example.answers == (example.teacher_answer,) for example in kept),
     }  # fmt: skip
     return kept, about
 

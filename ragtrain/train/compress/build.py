@@ -13,7 +13,7 @@ from ragtrain.data import demo
 from ragtrain.data.compress.contexts import CompressContexts
 from ragtrain.data.compress.pretraining import PretrainSource, passages_of
 from ragtrain.data.compress.prompts import INSTRUCTION, CompressPrompter
-from ragtrain.data.compress.rows import CompressRows, read_compress
+from ragtrain.data.compress.rows import CompressRows, read_compress, with_passages
 from ragtrain.data.compress.source import CompressSource, FullSource
 from ragtrain.data.compress.windows import Windower
 from ragtrain.data.sft.prompts import PromptSettings
@@ -91,14 +91,14 @@ def read(config: CompressConfig, demo_folder: Path) -> CompressRows:
     """Read training and evaluation rows, and find their passages where there is an index.
 
     Raises:
-        DataError: a file cannot be read, or holds no row to learn from.
+        DataError: a file cannot be read, or holds no row to learn from, or no row has a passage.
     """
     path, index = config.data.train_data, config.context.index
     if path is None:
         path = prepare.demo_set(demo_folder, with_index=False)
     rows = read_compress(config.data, path, config.loop.seed)
     if index is None:
-        return rows
+        return with_passages(rows)
     context = config.context
     found = [
         with_contexts(examples, index=index, depth=context.n_docs, retrieval=context.retrieval)
@@ -107,7 +107,7 @@ def read(config: CompressConfig, demo_folder: Path) -> CompressRows:
     rows.sources["index"] = found[0][1]
     # Rows keep their kind: only their passages are others.
     train, validation = (cast("list[CompressExample]", each) for each, _ in found)
-    return dataclasses.replace(rows, train=train, validation=validation)
+    return with_passages(dataclasses.replace(rows, train=train, validation=validation))
 
 
 def build(config: CompressConfig, rows: CompressRows, accelerator: Accelerator) -> CompressParts:
