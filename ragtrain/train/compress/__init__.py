@@ -39,7 +39,7 @@ from ragtrain.runs import RunFolder
 from ragtrain.train.alarms import LossWatch
 from ragtrain.train.compress.build import build, groups_of, read
 from ragtrain.train.compress.check import check, make_accelerator
-from ragtrain.train.compress.measure import finish, measure
+from ragtrain.train.compress.measure import finish, measure_stage
 from ragtrain.train.compress.objective import loss_of
 from ragtrain.train.compress.phases import Place, link_final, pretrain, relief_of, resume_of, train_full_context
 from ragtrain.train.compress.plan import describe
@@ -103,7 +103,7 @@ def run(config: CompressConfig) -> CompressResult:
     pretrain(where)
 
     # 4. What the questions are answered like before training.
-    before = measure(where, "before")
+    before = measure_stage(where, "before")
 
     # 5. Train on the questions.
     training = loop.Training(
@@ -128,7 +128,7 @@ def run(config: CompressConfig) -> CompressResult:
     # 7. The generator trained as long on the full passages; answers after training, what they cost, and what it all says.
     last = folder.read_metrics()[-1]
     adapters = train_full_context(where, last["step"])
-    after = measure(where, "after", last["step"], adapters)
+    after = measure_stage(where, "after", last["step"], adapters)
     told = finish(where, last["step"], before, after)
     evaluation = dict(last.get("evaluation") or {})
     return CompressResult(folder.path, plan, last["step"], last["loss"], evaluation, told.get("verdict", {}))

@@ -31,7 +31,7 @@ log = logging.getLogger("ragtrain")
 STORE, COSTS = "evaluation", "costs.json"
 
 
-def measure(place: Place, stage: Stage, steps: int = 0, adapters: Path | None = None) -> dict[str, ArmResult]:
+def measure_stage(place: Place, stage: Stage, steps: int = 0, adapters: Path | None = None) -> dict[str, ArmResult]:
     """Answer the evaluation rows in every arm of a stage, on the first process while the others wait.
 
     Args:
