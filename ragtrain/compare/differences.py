@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
-from ragtrain import metrics
+from ragtrain import metrics, significance
+from ragtrain.compare import questions
 from ragtrain.errors import DataError
+from ragtrain.runs import RunFolder, config_difference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ragtrain.compare.questions import Changed, Slice
     from ragtrain.compare.reading import Run
     from ragtrain.config.commands import CompareConfig
 
@@ -22,7 +26,24 @@ SETTINGS = ("condition", "n_docs", "num_beams", "max_new_tokens", "max_question_
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One metric of two runs over the same questions: means, ``b - a`` with its interval, and who won how often."""
+    """One metric of two runs over the same questions.
+
+    Attributes:
+        metric: its name.
+        a: mean of the first run.
+        b: mean of the second.
+        delta: ``b - a``, with the ends of its paired bootstrap interval:
+        low: the lower,
+        high: the upper.
+        wins: questions that the second run answers better.
+        losses: those that the first does.
+        ties: the others.
+        sentence: all of it, in words.
+        p: of the paired permutation test; of rates that is McNemar's exact test.
+        p_holm: corrected for the metrics that are looked at together.
+        effect: Cohen's h of rates, d_z of other scores; nan where nothing varies.
+        smallest: difference that this many questions would show in four cases of five.
+    """
 
     metric: str
     a: float
@@ -34,11 +55,28 @@ class Difference:
     losses: int
     ties: int
     sentence: str
+    p: float = math.nan
+    p_holm: float = math.nan
+    effect: float = math.nan
+    smallest: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two runs: ``n`` questions compared, and those that only one of the two answered."""
+    """Two runs.
+
+    Attributes:
+        a: name of the first.
+        b: of the second.
+        n: questions compared.
+        only_a: questions that only the first answered.
+        only_b: likewise.
+        differences: of each metric.
+        remarks: settings of the evaluations that differ.
+        changed: what became of each question; empty where a run writes no answers.
+        slices: the difference by kinds of questions.
+        configuration: ``field: value there, value here`` of every setting in which the training differed.
+    """
 
     a: str
     b: str
@@ -47,12 +85,22 @@ class Comparison:
     only_b: int
     differences: tuple[Difference, ...]
     remarks: tuple[str, ...]
+    changed: tuple[Changed, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    configuration: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form: the differences by metric."""
+        """Return the JSON form: the differences by metric, questions by what became of them."""
         differences = {d.metric: {k: v for k, v in dataclasses.asdict(d).items() if k != "metric"}
                        for d in self.differences}  # fmt: skip
-        return {**dataclasses.asdict(self), "differences": differences, "remarks": list(self.remarks)}
+        changed = {
+            name: [each.id for each in self.changed if each.outcome == name]
+            for name in ("fixed", "broken", "both wrong")
+        }
+        return {
+            **dataclasses.asdict(self), "differences": differences, "remarks": list(self.remarks), "changed": changed,
+            "outcomes": questions.counts(self.changed) if self.changed else {},
+        }  # fmt: skip
 
 
 def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
@@ -80,7 +128,7 @@ def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
                 f"{a.path} and {sorted(b.answered[identifier].answers)} in {b.path}",
                 hint="evaluate both on the same test data",
             )
-    names = ["em", "f1"] if a.writes and b.writes else []
+    names = ["em", "f1", "contains"] if a.writes and b.writes else []
     names += [f"answer_recall@{k}" for k in depths(a, b)]
     differences = [
         difference(name, [a.answered[i].score(name) for i in both], [b.answered[i].score(name) for i in both], config)
@@ -90,12 +138,29 @@ def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
     for name in [f"recall@{k}" for k in depths(a, b)] if scored else []:
         left, right = ([each.answered[i].score(name) for i in scored] for each in (a, b))
         differences.append(difference(name, left, right, config))
+    corrected = significance.holm({each.metric: each.p for each in differences})
+    differences = [dataclasses.replace(each, p_holm=corrected[each.metric]) for each in differences]
     remarks = tuple(
         f"{name} is {a.settings[name]} in A and {b.settings[name]} in B"
         for name in SETTINGS
         if name in a.settings and name in b.settings and a.settings[name] != b.settings[name]
     )
-    return Comparison(a.name, b.name, len(both), only_a, only_b, tuple(differences), remarks)
+    first = "em" if names and names[0] == "em" else differences[-1].metric if differences else None
+    return Comparison(
+        a.name, b.name, len(both), only_a, only_b, tuple(differences), remarks,
+        changed=tuple(questions.outcomes(a, b, both)),
+        slices=tuple(questions.slices(a, b, both, first, config)) if first else (),
+        configuration=configuration(a, b),
+    )  # fmt: skip
+
+
+def configuration(a: Run, b: Run) -> tuple[str, ...]:
+    """Return the settings of training in which two runs differ; nothing where one is no run folder."""
+    if a.folder is None or b.folder is None or a.folder == b.folder:
+        return ()
+    there, here = (RunFolder.open(folder) for folder in (a.folder, b.folder))
+    kinds = () if there.kind == here.kind else (f"kind: {there.kind} there, {here.kind} here",)
+    return (*kinds, *config_difference(there.config, here.config))
 
 
 def depths(a: Run, b: Run) -> list[int]:
@@ -111,14 +176,19 @@ def difference(metric: str, a: Sequence[float], b: Sequence[float], config: Comp
     wins = sum(value > config.tolerance for value in deltas)
     losses = sum(value < -config.tolerance for value in deltas)
     sentence = describe(metric, delta, low, high) if wins or losses else f"{label(metric)}: no question changed"
+    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+    rate = all(value in (0.0, 1.0) for value in (*a, *b))
     return Difference(
-        metric, sum(a) / len(a), sum(b) / len(b), delta, low, high, wins, losses, len(deltas) - wins - losses, sentence
-    )
+        metric, mean_a, mean_b, delta, low, high, wins, losses, len(deltas) - wins - losses, sentence,
+        p=significance.permutation_p(a, b, config.bootstrap_samples, config.seed),
+        effect=significance.cohens_h(mean_a, mean_b) if rate else significance.cohens_dz(a, b),
+        smallest=significance.smallest_difference(a, b, config.confidence),
+    )  # fmt: skip
 
 
 def label(metric: str) -> str:
     """Return a metric's name as tables show it."""
-    return {"em": "exact match", "f1": "F1"}.get(metric, metric.replace("_", "-"))
+    return {"em": "exact match", "f1": "F1", "contains": "contains a reference"}.get(metric, metric.replace("_", "-"))
 
 
 def describe(metric: str, delta: float, low: float, high: float) -> str:
@@ -132,6 +202,8 @@ def describe(metric: str, delta: float, low: float, high: float) -> str:
         what = f"B answers {points} {'more' if more else 'fewer'} questions exactly"
     elif metric == "f1":
         what = f"B's F1 is {points} {'higher' if more else 'lower'}"
+    elif metric == "contains":
+        what = f"B's answers contain a reference for {points} {'more' if more else 'fewer'} questions"
     elif metric.startswith("recall@"):
         what = f"B's recall of gold passages within {metric.split('@')[1]} is {points} {'higher' if more else 'lower'}"
     else:

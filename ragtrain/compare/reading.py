@@ -7,10 +7,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ragtrain import metrics
+from ragtrain.compare import foreign
 from ragtrain.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 
@@ -27,6 +28,12 @@ class Answered:
         depth: passages searched.
         gold_ranks: ranks of the gold passages that were found, where the run says them, in a ranking of all passages.
         n_gold: how many there are.
+        question: its text, where the run says it.
+        prediction: what was written.
+        documents: passages that were read, best first, as JSON objects.
+        contains: whether a reference stands in the prediction, word by word; None without prediction.
+        read_answer: whether a passage that was read holds an answer; None where that is not known.
+        seconds: time of its answer.
     """
 
     id: str
@@ -37,6 +44,12 @@ class Answered:
     depth: int
     gold_ranks: tuple[int, ...] = ()
     n_gold: int = 0
+    question: str = ""
+    prediction: str | None = None
+    documents: tuple[Mapping[str, Any], ...] = dataclasses.field(default=(), compare=False)
+    contains: float | None = None
+    read_answer: bool | None = None
+    seconds: float | None = None
 
     def score(self, metric: str) -> float:
         """Return the question's score, between 0 and 1, by the metric's name."""
@@ -44,7 +57,7 @@ class Answered:
             return float(self.first_hit is not None and self.first_hit <= int(metric.split("@")[1]))
         if metric.startswith("recall@"):
             return metrics.recall_at(self.gold_ranks, self.n_gold, int(metric.split("@")[1]))
-        return (self.em if metric == "em" else self.f1) or 0.0
+        return {"em": self.em, "f1": self.f1, "contains": self.contains}[metric] or 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +68,7 @@ class Run:
     path: Path
     answered: Mapping[str, Answered]
     settings: Mapping[str, Any]
+    summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def depth(self) -> int:
@@ -66,42 +80,98 @@ class Run:
         """Whether it wrote answers, which can be compared."""
         return all(answered.em is not None for answered in self.answered.values())
 
+    @property
+    def folder(self) -> Path | None:
+        """The run folder that the predictions lie in, where there is one."""
+        return next((folder for folder in self.path.parents[:4] if (folder / "config.yaml").is_file()), None)
 
-def read_run(path: Path) -> Run:
-    """Read the predictions of a run folder, an evaluation folder or a file (.jsonl, or the .json of --output-file).
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """What a file holds, not yet scored: (line, row) each."""
+
+    name: str
+    path: Path
+    rows: list[tuple[int | None, Any]]
+    summary: Mapping[str, Any]
+
+    @property
+    def without_references(self) -> bool:
+        return any(isinstance(row, dict) and "answers" not in row and "prediction" in row for _, row in self.rows)
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read several runs; tables without references take those of the runs beside them.
 
     Raises:
-        DataError: there are none, or a line cannot be used.
+        DataError: as ``read_run``; a table answers a question that no run beside it has.
     """
+    files = [_read(path) for path in paths]
+    runs = {place: _scored(file) for place, file in enumerate(files) if not file.without_references}
+    known = {identifier: each for run in runs.values() for identifier, each in run.answered.items()}
+    for place, file in enumerate(files):
+        if place in runs:
+            continue
+        rows: list[tuple[int | None, Any]] = []
+        for line, row in file.rows:
+            if str(row.get("id")) not in known:
+                raise DataError(f"no run beside it has a question {row.get('id')!r}", path=file.path, line=line, field="id",
+                                hint="a table has no references: give a run on the same questions beside it")  # fmt: skip
+            other = known[str(row["id"])]
+            rows.append((line, {**row, "answers": sorted(other.answers), "question": other.question}))
+        runs[place] = _scored(dataclasses.replace(file, rows=rows))
+    return [runs[place] for place in range(len(files))]
+
+
+def read_run(path: Path) -> Run:
+    """Read the predictions of a run folder, an evaluation folder or a file (.jsonl, .json, or a table), ours or others'.
+
+    Raises:
+        DataError: there are none, a line cannot be used, or references are missing.
+    """
+    return _scored(_read(path))
+
+
+def _read(path: Path) -> _Rows:
     source = path
     if path.is_dir():
         found = [folder for folder in (path, path / "eval") if (folder / "predictions.jsonl").is_file()]
-        if not found:
+        if found:
+            source = found[0] / "predictions.jsonl"
+        elif (path / "intermediate_data.json").is_file():
+            source = path / "intermediate_data.json"
+        else:
             _refuse_several(path)
             what = "a run that was not evaluated" if (path / "config.yaml").is_file() else "no run and no evaluation"
             raise DataError(f"{what}: no predictions.jsonl in it or in its eval/", path=path,
                             hint=f"ragtrain eval --model-dir {path}")  # fmt: skip
-        source = found[0] / "predictions.jsonl"
     elif not path.is_file():
         raise DataError("no such file or folder", path=path, hint="give run folders or predictions files")
     summary: Mapping[str, Any] = {}
-    if source.suffix == ".json":
+    if source.suffix in (".csv", ".tsv"):
+        rows: list[tuple[int | None, Any]] = list(foreign.read_table(source))
+    elif source.suffix == ".json":
         rows, summary = _read_document(source)
     else:
         rows = list(_read_lines(source))
         beside = source.with_name("metrics.json")
         if beside.is_file():
             summary = _parse(beside.read_text(encoding="utf-8"), beside)
+    rows = [(line, foreign.as_ours(row) if isinstance(row, dict) else row) for line, row in rows]
+    return _Rows(str(path), source, rows, summary if isinstance(summary, dict) else {})
+
+
+def _scored(file: _Rows) -> Run:
     answered: dict[str, Answered] = {}
-    for line, row in rows:
-        record = _answered(row, source, line)
+    for line, row in file.rows:
+        record = _answered(row, file.path, line)
         if record.id in answered:
-            raise DataError(f"question {record.id!r} is answered twice", path=source, line=line, field="id")
+            raise DataError(f"question {record.id!r} is answered twice", path=file.path, line=line, field="id")
         answered[record.id] = record
     if not answered:
-        raise DataError("no predictions", path=source)
-    settings = summary.get("settings") if isinstance(summary, dict) else None
-    return Run(str(path), source, answered, settings if isinstance(settings, dict) else {})
+        raise DataError("no predictions", path=file.path)
+    settings = file.summary.get("settings")
+    return Run(file.name, file.path, answered, settings if isinstance(settings, dict) else {}, file.summary)
 
 
 def _refuse_several(path: Path) -> None:
@@ -166,4 +236,22 @@ def _answered(row: object, path: Path, line: int | None) -> Answered:
         depth=depth,
         gold_ranks=tuple(ranks) if isinstance(ranks, list) and retrieves else (),
         n_gold=n_gold if isinstance(n_gold, int) and retrieves else 0,
+        question=str(row.get("question", "")),
+        prediction=written,
+        documents=(documents := tuple(each for each in row.get("documents") or () if isinstance(each, dict))),
+        contains=None if written is None else float(metrics.has_answer(answers, written)),
+        read_answer=_read_answer(row, answers, documents),
+        seconds=row["seconds"] if isinstance(row.get("seconds"), int | float) else None,
     )
+
+
+def _read_answer(row: Mapping[str, Any], answers: list[str], documents: tuple[Mapping[str, Any], ...]) -> bool | None:
+    """Return whether a passage that was read holds an answer: as the run says, else by DPR's rule on its passages."""
+    if isinstance(row.get("answer_in_prompt"), bool):
+        return bool(row["answer_in_prompt"]) if documents else None
+    if not documents:
+        return None
+    said = [each.get("has_answer") for each in documents]
+    if all(isinstance(each, bool) for each in said):
+        return any(said)
+    return any(metrics.has_answer(answers, str(each.get("text", ""))) for each in documents)

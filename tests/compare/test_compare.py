@@ -56,12 +56,14 @@ def test_every_number_of_a_comparison_against_slow_loops(tmp_path: Path) -> None
     (comparison,) = result.comparisons
     assert (comparison.n, comparison.only_a, comparison.only_b) == (200, 0, 0)
     assert [d.metric for d in comparison.differences] == [
-        "em", "f1", "answer_recall@1", "answer_recall@5", "answer_recall@20",
+        "em", "f1", "contains", "answer_recall@1", "answer_recall@5", "answer_recall@20",
     ]  # fmt: skip
 
     def score(metric: str, each: dict[str, Any]) -> float:
         if metric == "em":
             return float(each["prediction"] in ("Oslo", "the Oslo."))
+        if metric == "contains":
+            return float("Oslo" in each["prediction"])
         if metric == "f1":
             return {"": 0.0, "Oslo Bergen": 2 / 3}.get(each["prediction"], 1.0)
         return float(each["first_hit"] is not None and each["first_hit"] <= int(metric.split("@")[1]))
@@ -156,12 +158,13 @@ def test_recall_is_compared_at_reported_depths_that_both_searched(tmp_path: Path
     assert [d.metric for d in first.differences] == [
         "em",
         "f1",
+        "contains",
         "answer_recall@1",
         "answer_recall@2",
         "answer_recall@10",
     ]
     assert first.remarks == ("n_docs is 5 in A and 10 in B",)
-    assert [d.metric for d in second.differences] == ["em", "f1"]
+    assert [d.metric for d in second.differences] == ["em", "f1", "contains"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ class EvalConfig(Command):
     examples: ClassVar[tuple[str, ...]] = (
         "ragtrain eval --model-dir runs/rag --num-samples 500",
         "ragtrain eval --model-dir runs/sft --conditions closed-book,gold,retrieved --also-base",
+        "ragtrain eval --model-dir training_with_eval --compression-rate 32",
         "ragtrain eval --model-dir runs/gfm --graph data/musique --fusion bm25",
         "ragtrain eval --model-dir facebook/rag-sequence-nq --test-data NQ-open.dev.jsonl --index-path data/index",
         "ragtrain eval --model-dir ultra_3g.pth --graph data/codex-s",
@@ -66,6 +67,9 @@ class EvalConfig(Command):
     """Questions answered at a time; of prompts, halved where the device is full."""
     device: str | None = None
     """Device to run on; without it a GPU if there is one."""
+    compression_rate: PositiveInt | None = None
+    """Runs of train compress: tokens of a passage for each vector, one of those it was trained for; without it the nominal
+    one."""
     conditions: tuple[Literal["closed-book", "gold", "retrieved", "gold+distractors"], ...] = ()
     """Runs of train sft and causal language models: what the prompts hold: nothing, the gold passages, what the index finds,
     or the gold passages among what it finds wrongly; without it, what the run was trained with."""
@@ -86,23 +90,45 @@ class CompareConfig(Command):
     """Say what changed between evaluated runs, and whether it is real."""
 
     name: ClassVar[str] = "compare"
-    examples: ClassVar[tuple[str, ...]] = ("ragtrain compare runs/before runs/after",)
+    examples: ClassVar[tuple[str, ...]] = (
+        "ragtrain compare runs/before runs/after",
+        "ragtrain compare runs/before runs/after --show broken --html comparison.html",
+        "ragtrain compare runs/before runs/after --gate 'em>=0' --gate 'latency_p95<=1.1x'",
+        "ragtrain compare runs/a-seed0 runs/a-seed1 runs/b-seed0 runs/b-seed1 --group-seeds",
+    )
     title: ClassVar[str] = "Comparison"
     positional: ClassVar[str | None] = "runs"
     positional_metavar: ClassVar[str] = "RUN..."
 
     runs: tuple[Path, ...] = ()
-    """Two or more run folders, evaluation folders or prediction files; the first is the baseline."""
+    """Two or more run folders, evaluation folders or prediction files, the first of which is the baseline. Files may be RAG-FiT's,
+    FlashRAG's intermediate_data.json, lm-eval's samples, or tables with the columns id and prediction."""
     intersect: bool = False
     """Compare the questions that all runs answered instead of refusing runs on different questions."""
+    group_seeds: bool = False
+    """Take runs whose configurations agree but for the seed as one method, and keep the chance of seeds apart from that of
+    questions."""
+    show: Literal["none", "fixed", "broken", "both-wrong"] = "none"
+    """Print questions that became right, became wrong, or stayed wrong, with the answers and passages of both runs."""
+    show_limit: PositiveInt = 20
+    """Most questions printed by ``show``."""
+    gate: tuple[str, ...] = ()
+    """Conditions on B - A in points, on an end of its interval, or on B / A, as 'em>=0', 'em.low>=-1', 'latency_p95<=1.1x'; where
+    one is not met the exit code is 6."""
     bootstrap_samples: PositiveInt = 10000
-    """Resamples of the paired bootstrap."""
+    """Resamples of the paired bootstrap, and draws of the permutation test."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Level of the intervals."""
     seed: NonNegativeInt = 0
     """Seed of the bootstrap."""
     output_file: Path | None = None
     """Write the comparison to this JSON file as well."""
+    md: Path | None = None
+    """Write it as Markdown."""
+    html: Path | None = None
+    """Write it as one page that needs nothing else, with every question."""
+    plots: Path | None = None
+    """Write its plots, as PNG files, to this folder."""
     tolerance: NonNegativeFloat = 1e-12
     """Differences up to this count as ties."""
 
