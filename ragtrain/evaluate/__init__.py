@@ -16,6 +16,7 @@ rows.py        the questions it is asked, with passages
 conditions.py  what the conditions say together: tables, differences, reader and retrieval errors
 graphs.py      graph retrievers: documents of a graph, ranked for questions
 graph_*.py     what such a model is, the rankings that stand beside it, and their figures
+compress/      memory of compressed passages, beside text that costs as much
 links.py       networks that complete graphs: true tails and heads, ranked among all entities
 link_*.py      what such a network is, what it is asked for, and the ranks
 answers.py     questions → answers → scores, with a RAG model
@@ -44,26 +45,35 @@ if TYPE_CHECKING:
 
 __all__ = ["AnswerSettings", "ConditionsResult", "EvalResult", "Evaluation", "Record", "evaluate_questions", "run"]
 
-Kind = Literal["rag", "sft", "gfm", "links"]
+Kind = Literal["rag", "sft", "gfm", "links", "compress"]
 #: How kinds of models are called, and options that say nothing to them.
 _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
-    "rag": ("a RAG model, which always reads what it retrieves", ("conditions", "also_base", "graph", "fusion")),
+    "rag": (
+        "a RAG model, which always reads what it retrieves",
+        ("conditions", "also_base", "graph", "fusion", "compression_rate"),
+    ),
     "sft": (
         "a causal language model",
-        ("passages_path", "num_beams", "decoding", "search_index", "graph", "fusion"),
+        ("passages_path", "num_beams", "decoding", "search_index", "graph", "fusion", "compression_rate"),
     ),
     "gfm": (
         "a graph model, which writes no answers",
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
-            "max_new_tokens", "question_key", "answer_key",
+            "max_new_tokens", "question_key", "answer_key", "compression_rate",
         ),
     ),
     "links": (
         "a network that completes graphs, which is asked for triples",
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
-            "max_new_tokens", "question_key", "answer_key", "test_data", "index_path", "n_docs", "recall_at", "fusion",
+            "max_new_tokens", "question_key", "answer_key", "test_data", "index_path", "n_docs", "recall_at", "fusion", "compression_rate",
+        ),
+    ),
+    "compress": (
+        "a run of train compress",
+        (
+            "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "graph", "fusion", "recall_at",
         ),
     ),
 }  # fmt: skip
@@ -92,6 +102,10 @@ def run(config: EvalConfig) -> EvalResult | ConditionsResult:
         from ragtrain.evaluate import links
 
         return links.run(config, subject)
+    if kind == "compress":
+        from ragtrain.evaluate.compress import command
+
+        return command.run(config, subject)
     return rag.run(config, subject) if kind == "rag" else sft.run(config, subject)
 
 
@@ -102,7 +116,7 @@ def _kind_of(config: EvalConfig, subject: Subject) -> Kind:
         ConfigError: it is a causal language model as it was downloaded, and nothing says what its prompts hold.
     """
     if subject.run is not None:
-        kinds: Mapping[str, Kind] = {"sft": "sft", "gfm": _graph_kind(config, subject)}
+        kinds: Mapping[str, Kind] = {"sft": "sft", "gfm": _graph_kind(config, subject), "compress": "compress"}
         return kinds.get(subject.run.kind, "rag")
     if subject.model_name is None:
         return "rag"
@@ -110,8 +124,8 @@ def _kind_of(config: EvalConfig, subject: Subject) -> Kind:
         return _graph_kind(config, subject)
     folder = local_folder(subject.model_name, kind="model")
     sidecar, own = read_json(folder / SIDECAR), read_json(folder / "config.json")
-    if sidecar.get("kind") == "sft":
-        return "sft"
+    if sidecar.get("kind") in ("sft", "compress"):
+        return "sft" if sidecar["kind"] == "sft" else "compress"
     if "rag" in sidecar or own.get("model_type") == "rag":
         return "rag"
     network = str((own.get("architectures") or [""])[0])

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ragtrain")
 
 #: Kinds of runs that can be evaluated.
-KINDS = ("rag", "sft", "gfm")
+KINDS = ("rag", "sft", "gfm", "compress")
 
 
 @dataclasses.dataclass(frozen=True)

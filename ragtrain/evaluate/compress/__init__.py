@@ -8,5 +8,6 @@ swap.py      other adapters in the generator for a while
 measure.py   prompts → answers → scores
 verdict.py   whether memory is worth more than the text it costs as much as
 files.py     what is written of it
+command.py   ``ragtrain eval`` of a run; tested.py: the questions that it is asked
 speed.py, cost.py, plots.py   what it costs (counted by models/flops.py), and pictures of all
 """

@@ -75,9 +75,14 @@ class Asked:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hash of all that is asked and expected: questions, passages, answers."""
+        """Hash of all that is asked and expected."""
+        return self.hash_of(self.rows)
+
+    @staticmethod
+    def hash_of(rows: Sequence[CompressExample]) -> str:
+        """Return a hash of questions, passages and answers, in their order."""
         digest = hashlib.sha256()
-        for row in self.rows:
+        for row in rows:
             shown = [[document.id, document.title, document.text] for document in row.documents]
             digest.update(json.dumps([row.id, row.question, row.answers, shown]).encode())
         return digest.hexdigest()

@@ -111,8 +111,13 @@ def _judged(results: Mapping[str, ArmResult], comparisons: Mapping[str, dict[str
             f"Compression adds something: {own}, {_margin(results, comparisons, best)}, the best text of that length, "
             f"and {_margin(results, comparisons, 'shuffled')}, {TABLE['shuffled'].what} (n = {memory.n})."
         )
-    against = "; ".join(f"{_margin(results, comparisons, name)}, {TABLE[name].what}" for name in unbeaten)
-    return "adds nothing", f"Compression adds nothing that these {memory.n} questions show: {own}, {against}."
+    # The hardest to beat, and whoever else is not beaten, by name.
+    hardest = min(unbeaten, key=lambda name: comparisons[name][METRIC]["delta"])
+    others = ", ".join(name for name in unbeaten if name != hardest)
+    return "adds nothing", (
+        f"Compression adds nothing that these {memory.n} questions show: {own}, {_margin(results, comparisons, hardest)} "
+        f"({TABLE[hardest].what}){f', and not more than {others} either' if others else ''}."
+    )
 
 
 def _margin(results: Mapping[str, ArmResult], comparisons: Mapping[str, dict[str, Any]], name: str) -> str:
@@ -229,35 +234,37 @@ def _caveats(results: Mapping[str, ArmResult], comparisons: Mapping[str, dict[st
             f"{sharing} questions were given the memory of a question on one of their own passages: all others share them"
         )
     for name, what in (
-        ("none", "it is not above answers without any passage"),
-        ("before", "it is not above memory before training"),
-        ("random", "it is not above random vectors"),
+        ("none", "answers from memory are not better than those without any passage"),
+        ("before", "answers from memory are not better than before training"),
+        ("random", "answers from memory are not better than those from random vectors"),
     ):
         if name in comparisons and not comparisons[name][METRIC]["low"] > 0:
             said.append(what)
     if {"none", "full"} <= results.keys() and results["full"].metrics:
         _, low, _ = metrics.paired_bootstrap(results["none"].scores(METRIC), results["full"].scores(METRIC))
         if not low > 0:
-            said.append("full passages are not above none: these questions do not tell what is read from what is known")
+            said.append(
+                "answers from full passages are not better than those without any: these questions do not tell what is read from what is known"
+            )
     return said
 
 
-def show(results: Mapping[str, ArmResult], judged: Mapping[str, Any], name: str = "Arms") -> None:
-    """Show all arms as a table on stderr, in percent, and the verdict below."""
+def show(arms: Mapping[str, Mapping[str, Any]], judged: Mapping[str, Any], name: str = "Arms") -> None:
+    """Show all arms as a table on stderr, in percent, and the verdict below.
+
+    Args:
+        arms: ``ArmResult.to_json`` by name.
+        judged: of ``verdict``.
+        name: what was measured.
+    """
     rows = []
-    for arm in TABLE.values():
-        result = results.get(arm.name)
-        if result is None or not result.records:
+    for arm, each in arms.items():
+        if not each["n"]:
             continue
-        rows.append(
-            (
-                arm.name,
-                *(report.format_interval(result.metrics[key], *result.intervals[key]) for key in ("em", "f1")),
-                *(f"{100 * result.metrics[key]:.1f}" for key in ("rouge_l", "contains", "answer_given")),
-                f"{result.metrics['context_tokens']:.0f}",
-            )
-        )
-    n = next((result.n for result in results.values()), 0)
+        intervals = (report.format_interval(each[key], *each["intervals"][key]) for key in ("em", "f1"))
+        others = (f"{100 * each[key]:.1f}" for key in ("rouge_l", "contains", "answer_given"))
+        rows.append((arm, *intervals, *others, f"{each['context_tokens']:.1f}"))
+    n = next((each["n"] for each in arms.values()), 0)
     columns = ("arm", "exact match", "F1", "ROUGE-L", "contains", "answer given", "positions")
     report.table(f"{name}: {n} questions, percent [{100 * judged['confidence']:g} %]", columns, rows)
     report.logger.info("%s", judged["sentence"])

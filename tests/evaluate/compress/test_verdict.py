@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ragtrain import metrics
+from ragtrain.evaluate.compress.files import arms_json
 from ragtrain.evaluate.compress.verdict import constant_answer, gap_closed, show, verdict
 
 N = 200
@@ -66,7 +67,8 @@ def test_one_rival_that_is_not_beaten_is_enough(judged, rival: str) -> None:
     found = judged(**{**GOOD, rival: 0.7})
     assert found["outcome"] == "adds nothing"
     assert found["sentence"].count(" against ") == 1
-    assert f" of {rival.replace('_', '-')}, " in found["sentence"]
+    assert f" of {rival.replace('_', '-')} (" in found["sentence"]
+    assert "either" not in found["sentence"]
 
 
 def test_the_very_answers_of_another_arm_are_no_gain(results: SimpleNamespace) -> None:
@@ -95,8 +97,8 @@ def test_text_that_only_the_base_read_is_a_caveat(judged) -> None:
 def test_other_caveats(judged, results: SimpleNamespace) -> None:
     told = judged(n=20, **{**GOOD, "none": 0.9, "before": 0.9, "random": 0.9})
     said = " | ".join(told["caveats"])
-    for part in ("20 questions", "not above answers without any passage", "not above memory before", "not above random",
-                 "full passages are not above none"):  # fmt: skip
+    for part in ("20 questions", "not better than those without any passage", "not better than before training",
+                 "not better than those from random", "full passages are not better than"):  # fmt: skip
         assert part in said
     rows = results.rows(4)
     rows[1] = rows[0].__class__("q1", "?", ("a",), (), rows[0].documents)
@@ -147,7 +149,7 @@ def test_arms_of_other_questions_are_not_compared(results: SimpleNamespace) -> N
 def test_the_table_holds_every_arm_and_the_sentence(judged, results: SimpleNamespace, capsys, caplog) -> None:
     found = {name: results.of(name, scores(0.5, seed)) for seed, name in enumerate(("none", "compressed", "shuffled"))}
     with caplog.at_level(logging.INFO, logger="ragtrain"):
-        show(found, verdict(found, results.rows(N)))
+        show(arms_json(found), verdict(found, results.rows(N)))
     err = capsys.readouterr().err
     for name in found:
         assert name in err
