@@ -125,7 +125,10 @@ def _draw(place: Place, report: dict[str, Any], costs: dict[str, Any]) -> None:
     plots.draw_arms(path / plots.ARMS_PICTURE, arms)
     earlier = path / PRETRAINING
     pretraining = RunFolder.open(earlier).read_metrics() if (earlier / "config.yaml").is_file() else []
-    plots.draw_curves(path / plots.CURVES_PICTURE, place.folder.read_metrics(), arms=arms, pretraining=pretraining)
+    plots.draw_curves(
+        path / plots.CURVES_PICTURE, place.folder.read_metrics(), arms=arms, pretraining=pretraining,
+        evaluated=min(place.config.evaluation.eval_samples, len(place.parts.evaluated)),
+    )  # fmt: skip
     if "speed" in costs:
         plots.draw_speed(path / plots.SPEED_PICTURE, costs["speed"])
     plots.draw_quality_and_cost(path / plots.COST_PICTURE, arms, costs["cost"])
