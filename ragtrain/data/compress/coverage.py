@@ -146,7 +146,9 @@ def spans_of(answers: Iterable[str], text: str) -> list[tuple[int, int]]:
     found: set[tuple[int, int]] = set()
     for answer in answers:
         if wanted := answer.strip():
-            pattern = rf"(?<!\w){re.escape(wanted)}(?!\w)"
+            # A border of words is asked for only where the answer ends in a letter or number by itself.
+            before, after = (r"(?<!\w)" * wanted[0].isalnum(), r"(?!\w)" * wanted[-1].isalnum())
+            pattern = before + re.escape(wanted) + after
             found.update(match.span() for match in re.finditer(pattern, text, re.IGNORECASE))
     return sorted(found)
 

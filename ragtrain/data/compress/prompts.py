@@ -204,12 +204,13 @@ class CompressPrompter:
         opening, glue = (before, "") if begun and before.strip() else ("", before if begun else "")
         self._cue = prompt.rstrip().rsplit("\n", 1)[-1] if self._layout.special else ""
         self._cue_ids = token_ids(self.tokenizer, [self._cue], special=False)[0] if self._cue else []
-        special = {*self.tokenizer.all_special_ids, *getattr(self.tokenizer, "added_tokens_decoder", {})}
         ids = token_ids(self.tokenizer, [after], special=False)[0] if after else []
-        last = next((i for i, token in enumerate(ids) if token in special), None)
+        end = self.tokenizer.eos_token_id
+        special = {*self.tokenizer.all_special_ids, *getattr(self.tokenizer, "added_tokens_decoder", {})}
+        # To the end token, which generation stops at; a mark of the turn is enough where the template writes no other.
+        last = ids.index(end) if end in ids else next((i for i, token in enumerate(ids) if token in special), None)
         if last is not None:
             return opening, glue, ids[: last + 1]
-        end = self.tokenizer.eos_token_id
         return opening, glue, [] if end is None else [end]
 
     def _text(self, question: str, documents: Sequence[Document]) -> str:
