@@ -27,6 +27,7 @@ from ragtrain.config.commands import (
     RagConfig,
     SearchConfig,
     SftConfig,
+    StoreConfig,
     TeachConfig,
 )
 from ragtrain.errors import ConfigError
@@ -40,6 +41,7 @@ COMMANDS: Mapping[type[Command], str] = {
     FetchConfig: "ragtrain.data.fetch:run",
     TeachConfig: "ragtrain.prepare.teach:run",
     PrepareConfig: "ragtrain.prepare:run",
+    StoreConfig: "ragtrain.prepare.memory:run",
     SearchConfig: "ragtrain.evaluate.graph_search:search",
     InfoConfig: "ragtrain.prepare:info",
     RagConfig: "ragtrain.train.rag:run",

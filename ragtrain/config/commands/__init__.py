@@ -38,6 +38,7 @@ from ragtrain.config.commands.sft import (
     SftModelConfig,
     SftPromptConfig,
 )
+from ragtrain.config.commands.store import StoreConfig
 from ragtrain.config.commands.teach import RerankConfig, TeachConfig, TeacherConfig
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "SftExportConfig",
     "SftModelConfig",
     "SftPromptConfig",
+    "StoreConfig",
     "TeachConfig",
     "TeacherConfig",
 ]

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from ragtrain.data import caches
 from ragtrain.data.sft.templates import read_instruction
 from ragtrain.errors import ConfigError, Interrupted
+from ragtrain.prepare.journal import Journal, key_of
 from ragtrain.prepare.resume import Stopped, stoppable
 from ragtrain.prepare.teach import output
 from ragtrain.prepare.teach.agreement import judged
 from ragtrain.prepare.teach.answers import ANSWERS_FILE, taught
-from ragtrain.prepare.teach.journal import Journal, key_of
 from ragtrain.prepare.teach.models import Identity, reranker_identity, teacher_identity
 from ragtrain.prepare.teach.questions import Asked, questions_path, read_asked
 from ragtrain.prepare.teach.rerank import SCORES_FILE, reranked

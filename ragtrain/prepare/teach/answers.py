@@ -11,8 +11,8 @@ from ragtrain.data.sft.records import Sample
 from ragtrain.data.sft.templates import read_instruction
 from ragtrain.errors import DataError
 from ragtrain.models.generate import generate
+from ragtrain.prepare.journal import Journal, key_of
 from ragtrain.prepare.resume import LINE_EVERY_S
-from ragtrain.prepare.teach.journal import Journal, key_of
 from ragtrain.prepare.teach.models import Teacher, load_teacher
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from ragtrain.models.causal import load_causal, positions_of
 from ragtrain.models.causal_config import source_of
 from ragtrain.models.folders import SIDECAR, local_folder, read_json
 from ragtrain.prepare.encoders import resolve_device
-from ragtrain.prepare.teach.journal import key_of
+from ragtrain.prepare.journal import key_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

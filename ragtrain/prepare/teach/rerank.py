@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ragtrain import report
 from ragtrain.models.cross_encoder import load_cross_encoder
 from ragtrain.prepare.encoders import resolve_device
+from ragtrain.prepare.journal import Journal, key_of
 from ragtrain.prepare.resume import LINE_EVERY_S
-from ragtrain.prepare.teach.journal import Journal, key_of
 from ragtrain.prepare.teach.models import torch_dtype
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from ragtrain.index.bm25 import BM25Index
 from ragtrain.index.search import DenseIndex
 from ragtrain.models.cross_encoder import load_cross_encoder
 from ragtrain.prepare import teach
+from ragtrain.prepare.journal import Journal
 from ragtrain.prepare.teach import answers as answers_module
 from ragtrain.prepare.teach import rerank as rerank_module
-from ragtrain.prepare.teach.journal import Journal
 from ragtrain.prepare.teach.rerank import passage_of
 from ragtrain.records import Passage
 
