@@ -6,7 +6,7 @@ budgets.py   text that spends what the memory spends: first tokens, best sentenc
 asked.py     arms → prompts; cuts.py: what never reaches the compressor
 swap.py      other adapters in the generator for a while
 measure.py   prompts → answers → scores
-verdict.py   whether memory is worth more than the text it costs as much as
+verdict.py   whether memory is worth more than the text it costs as much as; kinds.py: figures for kinds of questions
 files.py     what is written of it
 command.py   ``ragtrain eval`` of a run; tested.py: the questions that it is asked
 speed.py, cost.py, plots.py   what it costs (counted by models/flops.py), and pictures of all

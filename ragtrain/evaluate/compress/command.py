@@ -17,6 +17,7 @@ from ragtrain.evaluate.compress import files, verdict
 from ragtrain.evaluate.compress.arms import arms_of
 from ragtrain.evaluate.compress.asked import Asked
 from ragtrain.evaluate.compress.cuts import cuts
+from ragtrain.evaluate.compress.kinds import by_kind
 from ragtrain.evaluate.compress.measure import ArmSettings, measure_arms
 from ragtrain.evaluate.compress.subject import Trained, load, trained_of, weights_of
 from ragtrain.evaluate.compress.tested import read, shown
@@ -166,6 +167,7 @@ def _summary(
         "confidence": settings.confidence,
         "verdict": verdict.verdict(found, rows, seed=settings.seed, confidence=settings.confidence),
         "arms": files.arms_json(found),
+        "kinds": by_kind(found, rows),
         "cut": cuts(subject, rows, settings.rate),
     }
 

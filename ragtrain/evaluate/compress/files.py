@@ -14,6 +14,7 @@ import torch
 
 from ragtrain.evaluate import results as evaluations
 from ragtrain.evaluate.compress.arms import TABLE
+from ragtrain.evaluate.compress.kinds import by_kind
 from ragtrain.evaluate.compress.verdict import verdict
 from ragtrain.records import write_json
 
@@ -51,7 +52,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Write ``metrics_report.json`` and return it.
 
-    Keys: ``n``, ``verdict``, ``arms`` (``ArmResult.to_json`` by name, in the order of tables), those of ``costs`` (``cost``,
+    Keys: ``n``, ``verdict``, ``arms`` (``ArmResult.to_json`` by name, in the order of tables), ``kinds`` of questions, those of ``costs`` (``cost``,
     ``speed``) and of ``about`` (seed, data, what was cut, settings), ``versions`` and ``hardware``.
 
     Args:
@@ -62,19 +63,28 @@ def write_report(
         costs: what the measurements of cost return, by what they are called.
     """
     judged = verdict(results, rows, seed=int(about.get("seed", 0)))
-    report = {"n": len(rows), "verdict": judged, "arms": arms_json(results), **(costs or {}), **_about(about)}
+    report = {
+        "n": len(rows), "verdict": judged, "arms": arms_json(results), "kinds": by_kind(results, rows), **(costs or {}),
+        **_about(about),
+    }  # fmt: skip
     write_json(folder / REPORT_FILE, report)
     return report
 
 
 def arms_json(results: Mapping[str, ArmResult]) -> dict[str, dict[str, Any]]:
-    """Return arms without their records, in the order of tables."""
-    return {name: results[name].to_json() for name in TABLE if name in results}
+    """Return arms without their records, in the order of tables; of several rates the further ones behind ``compressed``."""
+    return {name: results[name].to_json() for name in ordered(results)}
+
+
+def ordered(results: Mapping[str, ArmResult]) -> list[str]:
+    """Return the names of arms in the order of tables, ``compressed@32`` behind ``compressed``."""
+    places = {name: place for place, name in enumerate(TABLE)}
+    return sorted(results, key=lambda name: (places[name.partition("@")[0]], int(name.partition("@")[2] or 0)))
 
 
 def question_rows(results: Mapping[str, ArmResult], rows: Sequence[CompressExample]) -> list[dict[str, Any]]:
     """Return each question with its answers in every arm: ``id``, ``question``, ``answers``, ``documents`` (ids), ``arms``."""
-    known = {name: {record.id: record for record in results[name].records} for name in TABLE if name in results}
+    known = {name: {record.id: record for record in results[name].records} for name in ordered(results)}
     found = []
     for row in rows:
         records = {name: records[row.id].to_json() for name, records in known.items()}

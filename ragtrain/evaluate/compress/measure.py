@@ -203,6 +203,34 @@ def answer_memory(subject: Subject, rows: Sequence[CompressExample], settings: A
     return measure_arms(subject, rows, [TABLE["compressed"]], settings)["compressed"]
 
 
+def measure_rates(
+    subject: Subject,
+    rows: Sequence[CompressExample],
+    settings: ArmSettings,
+    *,
+    store: Path | None = None,
+    weights: str = "",
+) -> dict[str, ArmResult]:
+    """Answer all rows from memory at every further rate that the network was trained for, by names like ``compressed@32``.
+
+    Nothing where there is one rate only.
+
+    Args:
+        subject: the network.
+        rows: questions with their passages.
+        settings: how; their rate does not count.
+        store: as in ``measure_arms``, in a folder for each rate.
+        weights: likewise.
+    """
+    found = {}
+    for rate in subject.model.settings.all_rates[1:]:
+        chosen = dataclasses.replace(settings, rate=rate)
+        kept = None if store is None else store / f"rate-{rate}"
+        arm = TABLE["compressed"]
+        found[f"{arm.name}@{rate}"] = measure_arms(subject, rows, [arm], chosen, store=kept, weights=weights)[arm.name]
+    return found
+
+
 def summarise(arm: Arm, records: Sequence[ArmRecord], seconds: float, settings: ArmSettings) -> ArmResult:
     """Return an arm with its metrics and their intervals; none of either without a record."""
     values: dict[str, float] = {}

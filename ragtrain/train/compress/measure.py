@@ -9,10 +9,10 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ragtrain.evaluate.compress import cost, files, plots, speed
+from ragtrain.evaluate.compress import cost, files, plots, speed, verdict
 from ragtrain.evaluate.compress.arms import Stage, arms_of
 from ragtrain.evaluate.compress.cuts import cuts
-from ragtrain.evaluate.compress.measure import ArmSettings, measure_arms
+from ragtrain.evaluate.compress.measure import ArmSettings, measure_arms, measure_rates
 from ragtrain.models.folders import read_json
 from ragtrain.records import write_json
 from ragtrain.runs import RunFolder, config_hash
@@ -47,10 +47,11 @@ def measure_stage(place: Place, stage: Stage, steps: int = 0, adapters: Path | N
     rows = place.parts.evaluated
     if place.accelerator.is_main_process and rows:
         arms = arms_of(place.config.evaluation.arms, stage, full_adapters=adapters is not None)
-        found = measure_arms(
-            subject_of(place, adapters), rows, arms, settings_of(place),
-            store=place.folder.path / STORE, weights=weights_of(place, steps),
-        )  # fmt: skip
+        subject, settings = subject_of(place, adapters), settings_of(place)
+        kept: dict[str, Any] = {"store": place.folder.path / STORE, "weights": weights_of(place, steps)}
+        found = measure_arms(subject, rows, arms, settings, **kept)
+        if "compressed" in found:
+            found |= measure_rates(subject, rows, settings, **kept)
         name = files.BEFORE_FILE if stage == "before" else files.AFTER_FILE
         files.write_results(place.folder.path / name, found, rows, about(place, steps))
     place.wait()
@@ -60,12 +61,12 @@ def measure_stage(place: Place, stage: Stage, steps: int = 0, adapters: Path | N
 def finish(place: Place, steps: int, before: dict[str, ArmResult], after: dict[str, ArmResult]) -> dict[str, Any]:
     """Measure what answers cost, write the report, draw the pictures; return the report."""
     report: dict[str, Any] = {}
-    if place.accelerator.is_main_process and before:
+    if place.accelerator.is_main_process and (before or after):
         costs = _costs(place, steps)
         rows, path = place.parts.evaluated, place.folder.path
         report = files.write_report(path, {**before, **after}, rows, about(place, steps), costs=costs)
         _draw(place, report, costs)
-        log.info("%s", report["verdict"]["sentence"])
+        verdict.show(report["arms"], report["verdict"])
         log.info("report in %s; next: ragtrain eval --model-dir %s", path / files.REPORT_FILE, path)
     place.wait()
     return report

@@ -21,11 +21,13 @@ from ragtrain.evaluate.compress.cuts import cuts
 from ragtrain.evaluate.compress.files import (
     AFTER_FILE,
     REPORT_FILE,
+    arms_json,
     question_rows,
     write_report,
     write_results,
 )
-from ragtrain.evaluate.compress.measure import ArmSettings, answer_memory, measure_arms
+from ragtrain.evaluate.compress.kinds import answer_kind
+from ragtrain.evaluate.compress.measure import ArmSettings, answer_memory, measure_arms, measure_rates
 from ragtrain.evaluate.compress.subject import Subject
 from ragtrain.evaluate.compress.swap import adapters_swapped
 
@@ -125,7 +127,7 @@ def test_scores_budgets_and_intervals(subject: Subject, rows: list[CompressExamp
     assert found["truncated"].metrics["answer_given"] < 1
 
 
-def test_another_rate_spends_less(subject: Subject, rows: list[CompressExample]) -> None:
+def test_another_rate_spends_less(subject: Subject, rows: list[CompressExample], tmp_path: Path) -> None:
     settings = ArmSettings(max_new_tokens=5, batch_size=7, rate=9, seed=3)
     found = measure_arms(subject, rows, [TABLE["truncated"], TABLE["compressed"]], settings)
     nominal = answer_memory(subject, rows, SETTINGS)
@@ -133,6 +135,13 @@ def test_another_rate_spends_less(subject: Subject, rows: list[CompressExample])
     assert [r.prediction for r in found["compressed"].records] == [
         slowly(subject, rows, "compressed", place, rate=9) for place in range(len(rows))
     ]
+    rates = measure_rates(subject, rows, SETTINGS, store=tmp_path / "store")
+    assert list(rates) == ["compressed@9"]
+    both = {**found, **rates, "none": answer_memory(subject, rows, SETTINGS)}
+    assert list(arms_json(both)) == ["none", "truncated", "compressed", "compressed@9"]
+    assert "compressed@9" in question_rows(both, rows)[0]["arms"]
+    assert [r.prediction for r in rates["compressed@9"].records] == [r.prediction for r in found["compressed"].records]
+    assert measure_rates(subject, rows, SETTINGS, store=tmp_path / "store") == rates
 
 
 def test_the_network_is_left_as_it_was(subject: Subject, rows: list[CompressExample]) -> None:
@@ -231,4 +240,14 @@ def test_files_hold_every_answer_of_every_arm(subject: Subject, rows: list[Compr
     # Random weights: nothing is learnt, and the report says so.
     assert report["verdict"]["outcome"] == "adds nothing"
     assert report["speed"] == {"p50": 1.0}
+    for group in report["kinds"].values():
+        assert sum(kind["n"] for kind in group.values()) == len(rows)
+    several = [place for place, row in enumerate(rows) if len(row.documents) > 1]
+    expected = sum(found["full"].scores("f1")[place] for place in several) / len(several)
+    assert report["kinds"]["passages"]["several"]["arms"]["full"]["f1"] == pytest.approx(expected)
     assert report["versions"]["torch"]
+
+
+def test_kinds_of_answers() -> None:
+    kinds = [answer_kind(answers) for answers in (["Yes."], ["in 1969"], ["the red car"], ["a b c d e f"], [])]
+    assert kinds == ["yes or no", "number", "short", "long", "short"]
