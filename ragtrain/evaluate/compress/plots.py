@@ -104,13 +104,13 @@ def draw_curves(
         for name, panel in zip(panels, figure.subplots(len(panels), 1, squeeze=False)[:, 0], strict=True):
             if name == "pretraining":
                 _losses(panel, pretraining, [])
-                panel.set_title("Reconstruction and continuation, before the questions")
+                panel.set_title("Pre-training: reconstruction and continuation")
             elif name == "training":
                 _losses(panel, steps, evaluations)
-                panel.set_title("Questions answered from memory")
+                panel.set_title("Training: answers from memory")
             else:
                 _scores(panel, answered, arms or {}, evaluated)
-                panel.set_xlim(*_limits(steps))
+                _steps_axis(panel, steps)
 
 
 def draw_quality_and_cost(
@@ -137,7 +137,7 @@ def draw_quality_and_cost(
                 point.operations * factor, 100 * point.value,
                 yerr=[[100 * (point.value - point.low)], [100 * (point.high - point.value)]], color=point.colour,
                 marker=point.mark, markerfacecolor="white" if point.hollow else point.colour, markersize=7,
-                linestyle="none", capsize=3, elinewidth=1, transform=_moved(figure, panel, shift),
+                linestyle="none", capsize=3, elinewidth=1, clip_on=False, transform=_moved(figure, panel, shift),
             )  # fmt: skip
             if point.note:
                 panel.annotate(point.note, (point.operations * factor, 100 * point.value), (7, 5),
@@ -204,7 +204,8 @@ def _losses(panel: Axes, steps: Sequence[Mapping[str, Any]], evaluations: Sequen
     if rows:
         places, losses = zip(*rows, strict=True)
         window = max(1, len(rows) // 20)
-        panel.plot(places, losses, color=SKY, linewidth=0.8, label="each step")
+        few: dict[str, Any] = {"marker": "o", "markersize": 3} if len(rows) <= 30 else {}
+        panel.plot(places, losses, color=SKY, linewidth=0.8, label="each step", **few)
         if window > 1:
             means = [math.fsum(losses[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(losses))]
             panel.plot(places, means, color=BLUE, linewidth=1.6, label=f"mean of the last {window}")
@@ -213,12 +214,13 @@ def _losses(panel: Axes, steps: Sequence[Mapping[str, Any]], evaluations: Sequen
         panel.plot(
             *zip(*held, strict=True), color=RED, marker="D", markersize=4, linewidth=1.2, label="evaluation questions"
         )
-    panel.set_xlim(*_limits(steps))
-    panel.set_ylim(bottom=0)
+    _steps_axis(panel, steps)
+    highest = max((value for _, value in [*rows, *held]), default=1.0)
+    panel.set_ylim(0, 1.08 * highest)
     panel.set_xlabel("optimizer step")
-    panel.set_ylabel("cross-entropy, nats a token")
+    panel.set_ylabel("cross-entropy,\nnats a token")
     if rows or held:
-        panel.legend(loc="upper right", ncols=3)
+        panel.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=3, borderaxespad=0)
 
 
 def _scores(
@@ -230,7 +232,9 @@ def _scores(
         values = [100 * result[f"eval_{name}"] for _, result in answered if f"eval_{name}" in result]
         if len(values) != len(places):
             continue
-        panel.plot(places, values, color=colour, marker=mark, markersize=4, linewidth=1.2, label=SCORES[name])
+        panel.plot(
+            places, values, color=colour, marker=mark, markersize=4, linewidth=1.2, label=SCORES[name], clip_on=False
+        )
         if name == "em" and evaluated:
             ends = [metrics.wilson(value / 100 * evaluated, evaluated) for value in values]
             lows, highs = ([100 * end for end in side] for side in zip(*ends, strict=True))
@@ -248,9 +252,13 @@ def _scores(
     panel.legend(loc="upper left", bbox_to_anchor=(0, -0.28), ncols=2)
 
 
-def _limits(steps: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    last = max((int(row["step"]) for row in steps), default=1)
-    return 0.0, last * 1.02 + 0.5
+def _steps_axis(panel: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
+    """Let the axis begin at 0 and end after the last step, with whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    last = max(int(row["step"]) for row in steps)
+    panel.set_xlim(0, last * 1.02 + 0.2)
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
 
 
 def _finite(value: Any) -> bool:  # noqa: ANN401

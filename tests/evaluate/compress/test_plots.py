@@ -122,6 +122,9 @@ def assert_legible(figure: Figure) -> None:
         assert box.x1 <= figure.bbox.x1, text
         assert figure.bbox.y0 <= box.y0, text
         assert box.y1 <= figure.bbox.y1, text
+    for legend in figure.legends + [legend for panel in figure.axes if (legend := panel.get_legend())]:
+        own = {text.get_text() for text in (*legend.get_texts(), legend.get_title())}
+        assert not [text for text, box in boxes if text not in own and legend.get_window_extent().overlaps(box)]
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         assert not a.overlaps(b), f"{one!r} and {other!r}"
 
