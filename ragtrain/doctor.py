@@ -39,6 +39,7 @@ SUPPORTED: Mapping[str, str] = {
     "jinja2": ">=3.1",
     "matplotlib": ">=3.9",
     "numpy": ">=2.0",
+    "psutil": ">=5.9",
     "pydantic": ">=2.11",
     "pyyaml": ">=6.0",
     "regex": ">=2024.11",

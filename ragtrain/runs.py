@@ -265,7 +265,7 @@ class RunFolder:
             {
                 "ragtrain": ragtrain.__version__, "python": platform.python_version(), "platform": platform.platform(),
                 "cpus": os.cpu_count(), "device": device, "seed": seed, "git_revision": _git_revision(),
-                "command": shlex.join(sys.argv), "packages": versions, **more,
+                "command": shlex.join(sys.argv), "process": _process_here(), "packages": versions, **more,
             },
         )  # fmt: skip
 
@@ -348,6 +348,13 @@ def _set_aside(path: Path) -> None:
         number += 1
     path.rename(old)
     logger.info("the run in %s was set aside as %s", path, old)
+
+
+def _process_here() -> dict[str, Any]:
+    """Return what tells this process from others: its number, its machine, and when it began (seconds since 1970)."""
+    import psutil
+
+    return {"pid": os.getpid(), "host": platform.node(), "began": psutil.Process().create_time()}
 
 
 def _git_revision() -> str | None:

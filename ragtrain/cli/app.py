@@ -25,8 +25,10 @@ from ragtrain.config.commands import (
     InfoConfig,
     PrepareConfig,
     RagConfig,
+    RunsConfig,
     SearchConfig,
     SftConfig,
+    StatusConfig,
     StoreConfig,
     TeachConfig,
 )
@@ -54,6 +56,8 @@ COMMANDS: Mapping[type[Command], str] = {
     ConfigValidateConfig: "ragtrain.config.presets:validate",
     EvalConfig: "ragtrain.evaluate:run",
     CompareConfig: "ragtrain.compare:run",
+    RunsConfig: "ragtrain.overview:list_runs",
+    StatusConfig: "ragtrain.overview:status",
     DoctorConfig: "ragtrain.doctor:run",
 }
 """Each command's model and the function it calls, imported when the command runs."""

@@ -13,7 +13,7 @@ from ragtrain.config.commands.gfm import (
     GfmRankConfig,
 )
 from ragtrain.config.commands.index import AnnConfig, EncoderConfig, InfoConfig, PrepareConfig, SearchConfig
-from ragtrain.config.commands.judge import CompareConfig, DoctorConfig, EvalConfig
+from ragtrain.config.commands.judge import CompareConfig, DoctorConfig, EvalConfig, RunsConfig, StatusConfig
 from ragtrain.config.commands.presets import (
     ConfigCopyConfig,
     ConfigListConfig,
@@ -68,6 +68,7 @@ __all__ = [
     "RagOptimConfig",
     "RagRetrieverConfig",
     "RerankConfig",
+    "RunsConfig",
     "SearchConfig",
     "SftBatchConfig",
     "SftConfig",
@@ -77,6 +78,7 @@ __all__ = [
     "SftExportConfig",
     "SftModelConfig",
     "SftPromptConfig",
+    "StatusConfig",
     "StoreConfig",
     "TeachConfig",
     "TeacherConfig",

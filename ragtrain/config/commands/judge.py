@@ -137,6 +137,34 @@ class CompareConfig(Command):
     """Differences up to this count as ties."""
 
 
+class RunsConfig(Command):
+    """List run folders: kind, state, step, best evaluation, and when each wrote last."""
+
+    name: ClassVar[str] = "runs"
+    examples: ClassVar[tuple[str, ...]] = ("ragtrain runs", "ragtrain runs experiments --json")
+    title: ClassVar[str] = "Runs"
+    positional: ClassVar[str | None] = "folder"
+    positional_metavar: ClassVar[str] = "[DIR]"
+
+    folder: Path = Path("runs")
+    """Folder that holds run folders, or folders of them."""
+
+
+class StatusConfig(Command):
+    """Show how a run goes that works in the background: state, step, time left, best evaluation, the end of its log."""
+
+    name: ClassVar[str] = "status"
+    examples: ClassVar[tuple[str, ...]] = ("ragtrain status runs/rag", "ragtrain status runs/rag --json")
+    title: ClassVar[str] = "Status"
+    positional: ClassVar[str | None] = "run"
+    positional_metavar: ClassVar[str] = "RUN"
+
+    run: Path
+    """Run folder."""
+    lines: NonNegativeInt = 5
+    """Lines of the log to show."""
+
+
 class DoctorConfig(Command):
     """Show versions, devices and extras, and say how to repair an installation that conflicts."""
 
