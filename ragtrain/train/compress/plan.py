@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from ragtrain import loop
+from ragtrain.data.compress.coverage import coverage
 from ragtrain.models import memory
 from ragtrain.train.compress.build import groups_of
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from ragtrain.config.commands import CompressConfig
     from ragtrain.data.compress.rows import CompressRows
     from ragtrain.train.compress.build import CompressParts
+
+#: Training rows whose passages are looked at for what windows cut and split, evenly spread.
+LOOKED_AT = 500
 
 
 def describe(config: CompressConfig, rows: CompressRows, parts: CompressParts) -> dict[str, Any]:
@@ -46,6 +50,10 @@ def describe(config: CompressConfig, rows: CompressRows, parts: CompressParts) -
         "memory estimate": f"{memory.readable(memory.state_bytes(model))} a process for weights, gradients and optimizer",
         "output": str(config.run.output_dir),
     }
+    if rows.train:
+        every = range(0, len(rows.train), -(-len(rows.train) // LOOKED_AT))
+        shown = [parts.train.contexts.context(place) for place in every]
+        described["windows"] = coverage(shown, parts.train.windower).summary()
     if dearest is not None:
         described["largest micro-batch"] = (
             f"{len(dearest.windows.counts)} windows of {dearest.windows.input_ids.shape[1]} tokens, "
