@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from ragtrain.evaluate.compress.arms import Arm
+
 __all__ = ["draw_arms", "draw_curves", "draw_quality_and_cost", "draw_speed"]
 
 ARMS_PICTURE = "before_after_comparison.png"
@@ -44,9 +46,9 @@ def draw_arms(path: Path, arms: Mapping[str, Mapping[str, Any]]) -> None:
 
     Args:
         path: of the picture.
-        arms: ``ArmResult.to_json`` by name, as in ``metrics_report.json``.
+        arms: ``ArmResult.to_json`` by name, in the order of the rows, as in ``metrics_report.json``.
     """
-    names = [name for name in TABLE if name in arms]
+    names = [name for name in arms if _arm(name) is not None]
     scores = {name: title for name, title in SCORES.items() if any(name in arms[arm] for arm in names)}
     if not names or not scores:
         return
@@ -172,17 +174,23 @@ def _count(values: Mapping[str, Any]) -> str:
     return f"{values['n']:,}"
 
 
+def _arm(name: str) -> Arm | None:
+    """Return an arm by its name, with or without a rate behind it."""
+    return TABLE.get(name.partition("@")[0])
+
+
 def _label(name: str) -> str:
-    what = TABLE[name].what
-    return what[0].upper() + what[1:]
+    base, _, rate = name.partition("@")
+    what = TABLE[base].what
+    return what[0].upper() + what[1:] + (f", rate {rate}" if rate else "")
 
 
 def _bar(panel: Axes, place: int, name: str, values: Mapping[str, Any], score: str) -> None:
     """Draw one arm in one panel, with its interval and its value."""
-    value = values.get(score)
-    if value is None or not math.isfinite(value):
+    value, arm = values.get(score), _arm(name)
+    if value is None or not math.isfinite(value) or arm is None:
         return
-    arm, (low, high) = TABLE[name], _ends(values, score)
+    low, high = _ends(values, score)
     colour, before = _KINDS[arm.reads][0], arm.stage == "before"
     panel.barh(
         place, 100 * value, height=0.68, color="white" if before else colour, edgecolor=colour,
@@ -281,14 +289,12 @@ class _Point:
 
 
 def _point(name: str, values: Mapping[str, Any], cost: Mapping[str, Any], metric: str) -> _Point | None:
-    base, _, rate = name.partition("@")
+    rate, arm = name.partition("@")[2], _arm(name)
     costs = cost["rates"].get(rate) if rate else cost["arms"].get(name)
-    if costs is None or base not in TABLE or not _finite(values[metric]):
+    if costs is None or arm is None or not _finite(values[metric]):
         return None
-    arm = TABLE[base]
     colour, mark = _KINDS[arm.reads]
-    label = f"{_label(base)}, rate {rate}" if rate else _label(base)
-    return _Point(label, costs["flops"]["total"], values[metric], *_ends(values, metric), colour, mark,
+    return _Point(_label(name), costs["flops"]["total"], values[metric], *_ends(values, metric), colour, mark,
                   arm.weights == "base", f"rate {rate}" if rate else "")  # fmt: skip
 
 

@@ -149,23 +149,24 @@ def ends(panel: Axes, way: Callable[[object], list]) -> list[tuple[float, float]
 
 
 def test_arms(tmp_path: Path, arms: dict, drawn: list[Figure]) -> None:
+    arms = {**arms, "compressed@32": arms["best-sentences"]}
     plots.draw_arms(tmp_path / plots.ARMS_PICTURE, arms)
     (figure,) = drawn
     assert is_png(tmp_path / plots.ARMS_PICTURE)
     assert_legible(figure)
     assert [panel._left_title.get_text() for panel in figure.axes] == list(plots.SCORES.values())
     for panel, score in zip(figure.axes, plots.SCORES, strict=True):
-        assert bars(panel) == pytest.approx([100 * arms[name][score] for name in TABLE])
-        wanted = [100 * end for name in TABLE for end in arms[name]["intervals"][score]]
+        assert bars(panel) == pytest.approx([100 * arms[name][score] for name in arms])
+        wanted = [100 * end for name in arms for end in arms[name]["intervals"][score]]
         assert list(itertools.chain(*ends(panel, lambda s: s[:, 0].tolist()))) == pytest.approx(wanted)
         assert panel.get_xlim()[0] == 0
         assert "%" in panel.get_xlabel()
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert [name.lower() for name in names] == [TABLE[name].what.lower() for name in TABLE]
+    assert [name.lower() for name in names] == [*(TABLE[name].what.lower() for name in TABLE), "memory, rate 32"]
     assert f"{N:,} evaluation questions" in texts(figure)
     # What was measured before training is hatched.
     hatched = [bool(c.patches[0].get_hatch()) for c in figure.axes[0].containers if isinstance(c, BarContainer)]
-    assert hatched == [arm.stage == "before" for arm in TABLE.values()]
+    assert hatched == [*(arm.stage == "before" for arm in TABLE.values()), False]
 
 
 def test_arms_of_a_useless_model_and_of_a_perfect_one(tmp_path: Path, arms: dict, drawn: list[Figure]) -> None:
