@@ -10,6 +10,8 @@ import torch
 
 from ragtrain.config.commands import GfmConfig
 from ragtrain.config.load import load_config
+from ragtrain.errors import CheckpointError
+from ragtrain.models.gfm.ultra import UltraNetwork, UltraSettings, save_ultra
 from ragtrain.train import gfm
 from ragtrain.train.gfm import sources
 from ragtrain.train.gfm.plan import describe
@@ -94,3 +96,19 @@ def test_epochs_of_the_plan_count_accumulation(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run", folder, dev_split=0, gradient_accumulation_steps=2, max_steps=4)
     data = gfm.read(config, tmp_path)
     assert describe(config, data, gfm.build(config, data))["steps"] == "4 (2.0 epochs)"
+
+
+def test_ultra_reads_no_texts(tmp_path: Path) -> None:
+    start = tmp_path / "start.pth"
+    save_ultra(UltraNetwork(UltraSettings(hidden_dim=8, relation_layers=1, num_layers=1)), start)
+    folder = write(tmp_path / "g")
+    plan = gfm.run(config_of(tmp_path / "run", folder, stage="pretrain", model_dir=str(start))).plan
+    assert plan["text encoder"].startswith("none")
+    assert not list(folder.glob("relations-*"))
+    assert json.loads((tmp_path / "run" / "final_model" / "ragtrain.json").read_text())["text_encoder"] is None
+
+
+def test_a_missing_checkpoint_is_told_before_a_graph_is_read(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "run", tmp_path / "nowhere", stage="pretrain", model_dir=str(tmp_path / "none.pth"))
+    with pytest.raises(CheckpointError, match=r"none\.pth: there is no such file"):
+        gfm.run(config)

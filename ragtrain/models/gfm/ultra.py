@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -304,13 +305,14 @@ class UltraNetwork(nn.Module):
         return self._made[graph]
 
 
-def is_ultra(path: Path) -> bool:
+def is_ultra(path: Path | str | None) -> bool:
     """Return whether a path is one of ULTRA's checkpoints (``.pth``), or a final model or run that has one."""
-    return path.suffix in (".pth", ".pt") or _file(path) != path
+    return path is not None and (Path(path).suffix in (".pth", ".pt") or checkpoint_of(path) != Path(path))
 
 
-def _file(path: Path) -> Path:
+def checkpoint_of(path: Path | str) -> Path:
     """Return the file that a path stands for: itself, or that of a final model or of a run."""
+    path = Path(path)
     return next((file for file in (path / FILE, path / "final_model" / FILE) if file.is_file()), path)
 
 
@@ -320,11 +322,14 @@ def load_ultra(path: Path | str) -> UltraNetwork:
     Raises:
         CheckpointError: the file cannot be read safely, or holds another network.
     """
-    path = _file(Path(path))
+    path = checkpoint_of(path)
+    if not path.is_file():
+        raise CheckpointError("there is no such file", path=path, hint="check the path of the checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes make it raise
-        raise CheckpointError(f"cannot be read as weights: {error}", path=path) from error
+        raise CheckpointError(f"cannot be read as weights: {error}", path=path,
+                              hint="fetch the file again; it is to hold tensors and nothing else") from error  # fmt: skip
     state = content.get("model", content) if isinstance(content, dict) else {}
     if not isinstance(state, dict) or "relation_model.layers.0.relation.weight" not in state:
         raise CheckpointError("holds no ULTRA network (no relation_model.layers.0.relation.weight)", path=path,
@@ -349,7 +354,12 @@ def save_ultra(network: UltraNetwork, path: Path) -> None:
     """Write a network as ULTRA's own code reads it: a dictionary with ``model``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-    torch.save({"model": state}, path)
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        torch.save({"model": state}, aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _count(state: Mapping[str, Tensor], part: str) -> int:

@@ -34,11 +34,12 @@ from ragtrain import loop, report
 from ragtrain.data import demo
 from ragtrain.models.folders import SIDECAR
 from ragtrain.models.gfm.export import save_gfm
+from ragtrain.models.gfm.ultra import FILE as ULTRA_FILE
 from ragtrain.models.gfm.ultra import UltraNetwork, save_ultra
 from ragtrain.records import write_json
 from ragtrain.runs import RunFolder
 from ragtrain.train.alarms import LossWatch
-from ragtrain.train.gfm.build import ULTRA_FILE, build, check, read
+from ragtrain.train.gfm.build import build, check, read
 from ragtrain.train.gfm.plan import describe
 from ragtrain.train.gfm.task import loss_of
 from ragtrain.train.gfm.validate import evaluation_of

@@ -13,28 +13,29 @@ import torch
 from ragtrain import loop, prepare
 from ragtrain.data import demo
 from ragtrain.data.graph_questions import cut_questions, find_graph_questions, read_graph_questions
-from ragtrain.errors import ConfigError, DataError
+from ragtrain.errors import CheckpointError, ConfigError, DataError
 from ragtrain.index.graph.read import load_graph
 from ragtrain.models.encoder import load_encoder
 from ragtrain.models.gfm.export import load_gfm
 from ragtrain.models.gfm.model import GfmSettings, GraphNetwork
-from ragtrain.models.gfm.ultra import UltraNetwork, load_ultra
+from ragtrain.models.gfm.ultra import checkpoint_of, is_ultra, load_ultra
 from ragtrain.prepare.relations import question_features, relation_features
 from ragtrain.train.gfm.data import GfmData, GraphData, hold_out
 from ragtrain.train.gfm.sources import QuestionSource, SourceSettings, TripleSource
 from ragtrain.train.gfm.task import GraphModel
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ragtrain.config.commands import GfmConfig
     from ragtrain.graphs import GraphQuestion, KnowledgeGraph
     from ragtrain.models.encoder import TextEncoder
+    from ragtrain.models.gfm.ultra import UltraNetwork
 
 log = logging.getLogger("ragtrain")
 
 #: Peak learning rate: GFM-RAG's in both stages.
 LEARNING_RATE = 5e-4
-#: What ULTRA's own code reads, in the folder of a final model.
-ULTRA_FILE = "ultra.pth"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,22 +88,40 @@ def read(config: GfmConfig, demo_folder: Path) -> GfmData:
         DataError: a graph or a question file cannot be read.
     """
     paths, asked = list(config.data.graphs), config.model
-    if is_ultra(asked.model_dir) and config.data.stage == "finetune":
-        raise ConfigError(f"{asked.model_dir} is of ULTRA, which knows no questions: it completes graphs",
-                          hint="--stage pretrain goes on with its training on your graphs")  # fmt: skip
+    ultra = is_ultra(asked.model_dir)
+    if ultra:
+        _check_ultra(config)
     if not paths:
         paths = [prepare.demo_graph(demo_folder)]
     sources: dict[str, Any] = {"graphs": [], "questions": {}}
-    name = asked.text_encoder or _encoder_of(asked.model_dir) or str(demo.ENCODER)
-    encoder = load_encoder(name, role="passage")
+    name = None if ultra else asked.text_encoder or _encoder_of(asked.model_dir) or str(demo.ENCODER)
+    encoder = None if name is None else load_encoder(name, role="passage")
     train = [_read_one(config, path, encoder, sources, with_train=True) for path in paths]
     validation = [_read_one(config, path, encoder, sources, with_train=False) for path in config.data.val_graphs]
-    sources["text_encoder"] = {"name": name, "fingerprint": encoder.fingerprint()}
-    return GfmData(train, validation or train, name, encoder.dim, sources)
+    if encoder is not None:
+        sources["text_encoder"] = {"name": name, "fingerprint": encoder.fingerprint()}
+    return GfmData(train, validation or train, name, 0 if encoder is None else encoder.dim, sources)
+
+
+def _check_ultra(config: GfmConfig) -> None:
+    """Refuse what ULTRA cannot do, before a graph is read.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        ConfigError: questions are asked of it.
+    """
+    asked = config.model
+    if config.data.stage == "finetune":
+        raise ConfigError(f"{asked.model_dir} is of ULTRA, which knows no questions: it completes graphs",
+                          hint="--stage pretrain goes on with its training on your graphs")  # fmt: skip
+    if not (path := checkpoint_of(str(asked.model_dir))).is_file():
+        raise CheckpointError("there is no such file", path=path, hint="check --model-dir")
+    if asked.text_encoder is not None:
+        log.warning("%s is of ULTRA, which reads no names of relations: %s is not used", path, asked.text_encoder)
 
 
 def _read_one(
-    config: GfmConfig, path: Path, encoder: TextEncoder, sources: dict[str, Any], *, with_train: bool
+    config: GfmConfig, path: Path, encoder: TextEncoder | None, sources: dict[str, Any], *, with_train: bool
 ) -> GraphData:
     asked, seed = config.data, config.loop.seed
     found = load_graph(path, skip_bad_lines=asked.skip_bad_lines)
@@ -116,13 +135,22 @@ def _read_one(
     data = GraphData(
         path=found.folder, graph=graph, triples=torch.from_numpy(np.asarray(triples, dtype=np.int64)),
         held_out=torch.from_numpy(_some(held, asked.max_val_samples, seed)).long(),
-        features=torch.from_numpy(relation_features(graph, encoder, found.folder)),
+        features=_features(graph, encoder, found.folder),
         questions=train, validation=validation,
     )  # fmt: skip
     everything = [*train, *validation]
+    if encoder is None:
+        return data
     vectors = question_features([each.question for each in everything], encoder, found.folder)
     data.vectors.update({each.question: torch.from_numpy(row) for each, row in zip(everything, vectors, strict=True)})
     return data
+
+
+def _features(graph: KnowledgeGraph, encoder: TextEncoder | None, folder: Path) -> Tensor:
+    """Return the text vectors of relations, (2R, dim); of no width for a network that reads none."""
+    if encoder is None:
+        return torch.zeros(2 * graph.n_relations, 0)
+    return torch.from_numpy(relation_features(graph, encoder, folder))
 
 
 def _some(rows: np.ndarray, most: int | None, seed: int) -> np.ndarray:
@@ -171,7 +199,7 @@ def _few(questions: list[GraphQuestion], most: int | None, seed: int) -> list[Gr
 
 def _encoder_of(model_dir: str | None) -> str | None:
     """Return the text encoder that a model was trained with, where it says so."""
-    if model_dir is None or is_ultra(model_dir):
+    if model_dir is None:
         return None
     encoder = load_gfm(model_dir).sidecar.get("text_encoder")
     return encoder if isinstance(encoder, str) else None
@@ -218,26 +246,10 @@ def _measurable(data: GraphData, pretrain: bool) -> bool:
     return any(q.supporting_documents or q.missing_documents or q.supporting_entities for q in data.validation)
 
 
-def is_ultra(model_dir: str | None) -> bool:
-    """Return whether a model to go on from is a checkpoint of ULTRA: a file of weights, or a run that began with one."""
-    if model_dir is None:
-        return False
-    path = Path(model_dir)
-    return (
-        path.suffix in (".pth", ".pt") or (path / ULTRA_FILE).is_file() or (path / "final_model" / ULTRA_FILE).is_file()
-    )
-
-
-def _ultra(model_dir: str) -> UltraNetwork:
-    path = Path(model_dir)
-    files = (path, path / ULTRA_FILE, path / "final_model" / ULTRA_FILE)
-    return load_ultra(next((file for file in files if file.is_file()), path))
-
-
 def _network(config: GfmConfig, data: GfmData) -> GraphNetwork | UltraNetwork:
     asked, pretrain = config.model, config.data.stage == "pretrain"
     if asked.model_dir is not None and is_ultra(asked.model_dir):
-        return _ultra(asked.model_dir)
+        return load_ultra(asked.model_dir)
     if asked.model_dir is None:
         network = GraphNetwork(
             GfmSettings(
@@ -276,10 +288,10 @@ def _refitted(network: GraphNetwork, text_dim: int) -> GraphNetwork:
 
 
 def _sidecar(config: GfmConfig, data: GfmData) -> dict[str, Any]:
-    encoder = Path(data.text_encoder)
+    encoder = data.text_encoder
     return {
         "kind": "gfm", "stage": config.data.stage,
-        "text_encoder": str(encoder.resolve()) if encoder.is_dir() else data.text_encoder,
+        "text_encoder": str(Path(encoder).resolve()) if encoder is not None and Path(encoder).is_dir() else encoder,
         "graphs": [{"path": str(each.path.resolve()), "fingerprint": each.graph.fingerprint} for each in data.train],
         "ranking": config.ranking.model_dump(mode="json"),
         "init_entity_weights": config.model.init_entity_weights,

@@ -32,7 +32,7 @@ class GraphData:
         held_out: (n, 3) int64 triples to validate on.
         known: of every query the true tails in the training graph, which negatives must not be.
         all_known: the same with what is held out, which filtered ranks leave out.
-        features: (2R, text_dim) text vectors of relations and their inverses.
+        features: (2R, text_dim) text vectors of relations and their inverses; of no width where the network reads none.
         questions: to train on.
         validation: to validate on.
         vectors: text vectors of questions by their words; ids of two files may be the same.
@@ -68,10 +68,13 @@ class GraphData:
 
 @dataclasses.dataclass(frozen=True)
 class GfmData:
-    """All graphs of a run: those that are trained on, those that are validated on (the same objects where they are)."""
+    """All graphs of a run: those that are trained on, those that are validated on (the same objects where they are).
+
+    ``text_encoder`` is None for ULTRA, which reads no texts.
+    """
 
     train: list[GraphData]
     validation: list[GraphData]
-    text_encoder: str
+    text_encoder: str | None
     text_dim: int
     sources: dict[str, Any]

@@ -30,7 +30,9 @@ def describe(config: GfmConfig, data: GfmData, parts: GfmParts) -> dict[str, Any
         "graphs": "; ".join(_told(each) for each in data.train),
         "training " + ("triples" if pretrain else "questions"): _count(parts, data, pretrain=pretrain),
         "validation": sum(len(each.held_out) if pretrain else len(each.validation) for each in data.validation),
-        "text encoder": f"{data.text_encoder} ({data.text_dim} dimensions)",
+        "text encoder": f"{data.text_encoder} ({data.text_dim} dimensions)"
+        if data.text_encoder
+        else "none: ULTRA reads no names",
         "steps": f"{steps} ({steps * per_step / max(1, per_epoch):.1f} epochs)",
         "step": f"{effective} queries = {config.loop.batch_size} x {config.loop.gradient_accumulation_steps} accumulated x "
         f"{world} processes",
