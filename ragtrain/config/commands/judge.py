@@ -18,7 +18,6 @@ class EvalConfig(Command):
         "ragtrain eval --model-dir runs/rag --num-samples 500",
         "ragtrain eval --model-dir runs/sft --conditions closed-book,gold,retrieved --also-base",
         "ragtrain eval --model-dir training_with_eval --compression-rate 32",
-        "ragtrain eval --model-dir training_with_eval --compression-rate 32",
         "ragtrain eval --model-dir runs/gfm --graph data/musique --fusion bm25",
         "ragtrain eval --model-dir facebook/rag-sequence-nq --test-data NQ-open.dev.jsonl --index-path data/index",
         "ragtrain eval --model-dir ultra_3g.pth --graph data/codex-s",
@@ -68,9 +67,6 @@ class EvalConfig(Command):
     """Questions answered at a time; of prompts, halved where the device is full."""
     device: str | None = None
     """Device to run on; without it a GPU if there is one."""
-    compression_rate: PositiveInt | None = None
-    """Runs of train compress: tokens of a passage for each vector, one of those it was trained for; without it the nominal
-    one."""
     compression_rate: PositiveInt | None = None
     """Runs of train compress: tokens of a passage for each vector, one of those it was trained for; without it the nominal
     one."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 #: Scores of one answer: rates, which are 0 or 1, and shares.
 RATES, SHARES = ("em", "contains"), ("f1", "rouge_l")
-_MEANS = ("context_tokens", "prompt_tokens", "new_tokens")
+_MEANS = ("context_tokens", "prompt_tokens", "new_tokens", "cut_tokens")
 #: Settings on which no answer depends.
 _NOT_DEFINING = {"batch_size", "progress", "confidence"}
 
@@ -85,6 +85,7 @@ class ArmRecord:
         ended: whether the generator came to an end by itself.
         seconds: from the beginning of its batch until the answer was complete, compression not included.
         answer_given: whether an answer stands in the text that was read, or in the text that was compressed.
+        cut_tokens: tokens of passages that did not fit into the generator.
         memory_of: the question whose memory was read, where it was another's.
     """
 
@@ -100,6 +101,7 @@ class ArmRecord:
     ended: bool
     seconds: float
     answer_given: bool
+    cut_tokens: int = 0
     memory_of: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -116,7 +118,7 @@ class ArmResult:
         arm: which one.
         records: one a question, in the order of the rows.
         metrics: ``em``, ``contains``, ``f1``, ``rouge_l``, ``ended``, ``answer_given`` as fractions, and the means
-            ``context_tokens``, ``prompt_tokens``, ``new_tokens``.
+            ``context_tokens``, ``prompt_tokens``, ``new_tokens``, ``cut_tokens``.
         intervals: of those that have one: Wilson's for rates, bootstrap for others.
         seconds: that answering took; of memory, with its compression.
     """
@@ -291,8 +293,10 @@ def _answered(
 ) -> list[ArmRecord]:
     """Return the answers of one arm, scored."""
     prompts = asked.prompts(arm, memory)
+    other = settings.rate not in (None, subject.model.settings.compression_rate)
+    rate = f"@{settings.rate}" if arm.of_memory and other else ""
     given = [CompressPrompt(p.prompted.ids.tolist(), p.prompted.slots.tolist(), p.vectors) for p in prompts]
-    with _weights(subject, arm), _shown(len(prompts), f"Answering ({arm.name})", settings) as advance:
+    with _weights(subject, arm), _shown(len(prompts), f"Answering ({arm.name}{rate})", settings) as advance:
         answers = generate(
             subject.model, subject.tokenizer, given, max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size, advance=advance,
@@ -316,6 +320,7 @@ def score(row: CompressExample, prompt: ArmPrompt, written: Generated) -> ArmRec
         ended=written.ended,
         seconds=written.seconds,
         answer_given=prompt.answer_given,
+        cut_tokens=prompt.prompted.cut,
         memory_of=prompt.memory_of,
     )
 

@@ -233,6 +233,16 @@ def _caveats(results: Mapping[str, ArmResult], comparisons: Mapping[str, dict[st
         said.append(
             f"{sharing} questions were given the memory of a question on one of their own passages: all others share them"
         )
+    for name in ("full", "full-base"):
+        cut = [record for record in results[name].records if record.cut_tokens] if name in results else []
+        if cut:
+            lost = sum(record.cut_tokens for record in cut)
+            share = lost / (lost + sum(record.context_tokens for record in results[name].records))
+            said.append(
+                f"the passages of {len(cut)} questions do not fit into the generator: {100 * share:.0f} % of the tokens of "
+                f"{name} were cut, which favours compression"
+            )
+            break
     for name, what in (
         ("none", "answers from memory are not better than those without any passage"),
         ("before", "answers from memory are not better than before training"),

@@ -84,7 +84,7 @@ def results() -> SimpleNamespace:
     def of(name: str, scores: list[float], **how: object) -> ArmResult:
         settings = ArmSettings(**how)
         records = [
-            ArmRecord(f"q{i}", "x", float(score == 1), float(score == 1), score, score, 8, 20, 3, True, 0.1, True,
+            ArmRecord(f"q{i}", "x", float(score == 1), float(score == 1), score, score, 8, 20, 3, True, 0.1, True, 0,
                       f"q{(i + 1) % len(scores)}" if name == "shuffled" else None)
             for i, score in enumerate(scores)
         ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 import torch
 
 from ragtrain import metrics
+from ragtrain.data.compress.prompts import CompressPrompter
 from ragtrain.data.compress.records import CompressExample, passage_text
 from ragtrain.evaluate.compress import measure
 from ragtrain.evaluate.compress.arms import TABLE, derangement
 from ragtrain.evaluate.compress.asked import random_like
-from ragtrain.evaluate.compress.budgets import SentenceRanker, first_tokens
+from ragtrain.evaluate.compress.budgets import SentenceRanker, count_tokens, first_tokens
 from ragtrain.evaluate.compress.cuts import cuts
 from ragtrain.evaluate.compress.files import (
     AFTER_FILE,
@@ -125,6 +127,16 @@ def test_scores_budgets_and_intervals(subject: Subject, rows: list[CompressExamp
     assert found["full"].metrics["answer_given"] == found["compressed"].metrics["answer_given"] == 1.0
     assert found["none"].metrics["answer_given"] == found["random"].metrics["answer_given"] == 0.0
     assert found["truncated"].metrics["answer_given"] < 1
+
+
+def test_passages_that_do_not_fit_into_the_generator_are_counted(subject: Subject, rows: list[CompressExample]) -> None:
+    limited = CompressPrompter(subject.tokenizer, limit=170)
+    found = measure_arms(dataclasses.replace(subject, prompter=limited), rows, [TABLE["full"]], SETTINGS)["full"]
+    assert found.metrics["cut_tokens"] > 0
+    for row, record in zip(rows, found.records, strict=True):
+        whole = count_tokens(map(passage_text, row.documents), subject.tokenizer)
+        assert record.context_tokens + record.cut_tokens == whole
+        assert record.prompt_tokens <= 165
 
 
 def test_another_rate_spends_less(subject: Subject, rows: list[CompressExample], tmp_path: Path) -> None:

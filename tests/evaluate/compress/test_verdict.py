@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import random
@@ -100,6 +101,10 @@ def test_other_caveats(judged, results: SimpleNamespace) -> None:
     for part in ("20 questions", "not better than those without any passage", "not better than before training",
                  "not better than those from random", "full passages are not better than"):  # fmt: skip
         assert part in said
+    cut = results.of("full", [1.0, 0.0])
+    cut = dataclasses.replace(cut, records=(dataclasses.replace(cut.records[0], cut_tokens=16), cut.records[1]))
+    said = verdict({"compressed": results.of("compressed", [1.0, 0.0]), "full": cut}, results.rows(2))["caveats"]
+    assert any("passages of 1 questions do not fit into the generator: 50 %" in each for each in said)
     rows = results.rows(4)
     rows[1] = rows[0].__class__("q1", "?", ("a",), (), rows[0].documents)
     found = {name: results.of(name, [1.0, 0.0, 1.0, 0.0]) for name in ("compressed", "shuffled")}
