@@ -154,7 +154,7 @@ def show(given: argparse.Namespace, document: dict[str, Any]) -> None:
     table(
         f"10^12 operations: a question of {given.query} tokens, {given.documents} passages of {given.document_tokens} as "
         f"{given.memory_tokens} vectors each, {given.new_tokens} tokens written",
-        ["", "generator", "published", "compressor", "published", "paper", "full/this", "published", "off, %", "honest", "full/this"],
+        ["", "generator", "(published)", "compressor", "(published)", "paper", "full/this", "(published)", "off, %", "honest", "full/this"],
         [
             [each["name"], digits(each["generator"]), digits(each["published_generator"]), digits(each["compressor_paper"]),
              digits(each["published_compressor"]), digits(each["paper"]), digits(each["paper_ratio"]),
