@@ -259,6 +259,7 @@ def _distinct(joined: dict[str, list[Question]]) -> dict[str, list[Question]]:
 
 def _info(config: FetchConfig, request: dict[str, Any], loaded: list[Loaded], made: _Set) -> dict[str, Any]:
     counts = {name: dict(Counter(question.dataset for question in part)) for name, part in made.splits.items()}
+    bare = sum(not question.documents for part in made.splits.values() for question in part)
     return {
         "name": config.dataset,
         "licence": {member.name: member.licence for member in loaded},
@@ -267,6 +268,7 @@ def _info(config: FetchConfig, request: dict[str, Any], loaded: list[Loaded], ma
         "counts": counts,
         "groups": {name: len({splits.group_of(q) for q in part}) for name, part in made.splits.items()},
         "passages": len(made.passages),
+        **({"without_documents": bare} if bare and made.passages else {}),
         "overlap": [dataclasses.asdict(overlap) for overlap in made.overlap],
         "bad_lines_left_out": sum(member.skipped for member in loaded),
         "unanswered": sum(not question.answers for part in made.splits.values() for question in part),
@@ -384,6 +386,11 @@ def _show(result: FetchResult) -> FetchResult:
         )
     if info["unanswered"]:
         log.warning("%d questions have no answer: they serve retrieval only", info["unanswered"])
+    if bare := info.get("without_documents"):
+        log.warning(
+            "%d questions have no documents; an index of a corpus finds them: ragtrain index prepare --passages FILE",
+            bare,
+        )
     if not info["passages"]:
         log.warning("the set has no passages; retrieval needs a corpus: ragtrain index prepare --passages FILE")
     return result

@@ -293,6 +293,7 @@ def test_the_mix(articles: tuple[Path, Path], tmp_path: Path) -> None:
     result = fetch.run(config)
     assert result.counts["train"] == {"squad": 11, "nq": 11, "twin": 11}
     assert result.counts["validation"] == {"squad": 1, "nq": 1, "twin": 1}
+    assert result.info["without_documents"] == 24
     ids = [row["id"] for name in result.counts for row in rows(tmp_path / f"out/{name}.jsonl")]
     assert len(set(ids)) == len(ids)
     few = fetch.run(config.model_copy(update={"num_examples": 50, "output_dir": tmp_path / "few"}))
@@ -307,6 +308,7 @@ def test_names_of_other_tools_and_files(tmp_path: Path) -> None:
     sources = tuple(tmp_path / name for name in ("NQ-open.dev.jsonl", "trivia-dev.jsonl", "twin.jsonl"))
     result = fetch.run(FetchConfig(dataset="all", source=sources, output_file=tmp_path / "mix.json"))
     assert set(result.counts["train"]) == {"nq", "trivia_qa", "twin"}
+    assert "without_documents" not in result.info  # there is no passage at all, which is said instead
 
 
 def test_wrong_sources(articles: tuple[Path, Path], tmp_path: Path) -> None:
