@@ -133,6 +133,15 @@ def open_graph(folder: Path) -> KnowledgeGraph:
         IndexMismatchError: the files do not fit each other, or the manifest.
     """
     manifest = read_manifest(folder)
+    try:
+        return _open(folder, manifest)
+    except (DataError, OSError):
+        if read_manifest(folder)["folder"] == manifest["folder"]:
+            raise
+    return open_graph(folder)  # another graph took its place while it was read
+
+
+def _open(folder: Path, manifest: Mapping[str, Any]) -> KnowledgeGraph:
     inside = folder / str(manifest["folder"])
     for name, entry in manifest["files"].items():
         _verify(inside / name, entry)

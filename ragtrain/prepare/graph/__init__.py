@@ -3,6 +3,7 @@
 build.py       ``index prepare --graph``: what is asked for, once
 making.py      the acts: read, extract, join, write, link
 change.py      ``--add`` and ``--delete-ids``
+lock.py        one process at a time
 openie.py      triples that were extracted before
 plain.py       triples without a language model: titles, mentions, co-occurrence
 llm.py         triples from a language model: prompt, answers, resuming

@@ -7,6 +7,7 @@ again for what is there, it does nothing and says so.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from ragtrain import report
 from ragtrain.errors import ConfigError, DataError
 from ragtrain.index.graph.store import MANIFEST_FILE, open_graph, read_manifest
 from ragtrain.prepare.graph import change, questions
+from ragtrain.prepare.graph.lock import changing
 from ragtrain.prepare.graph.making import Maker
 from ragtrain.prepare.graph.result import GraphResult, show
 
@@ -32,14 +34,21 @@ def run(config: PrepareConfig) -> GraphResult:
     """Make the graph of a configuration, add to it, or take passages out of it.
 
     Raises:
-        ConfigError: options do not go together, another graph is there, or the language model cannot be reached.
+        ConfigError: options do not go together, another graph is there, another process changes it, or the language model
+            cannot be reached.
         DataError: passages, an extraction or questions cannot be read, or nothing is mentioned in them.
         Interrupted: it was stopped; the same command goes on where it was.
     """
     check(config)
-    if config.graph_build.add or config.graph_build.delete_ids is not None:
-        return change.run(config)
     maker = Maker(config)
+    with contextlib.nullcontext() if config.dry_run else changing(maker.path):
+        if config.graph_build.add or config.graph_build.delete_ids is not None:
+            return change.run(maker)
+        return _make(maker)
+
+
+def _make(maker: Maker) -> GraphResult:
+    config = maker.config
     questions.find(config.graph_build.graph_questions)  # refused before any work is done
     passages = maker.passages()
     if config.dry_run:

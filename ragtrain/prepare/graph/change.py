@@ -25,13 +25,12 @@ from ragtrain.prepare.graph import openie, plain, provenance
 from ragtrain.prepare.graph.making import DECIDES, Made, Maker
 from ragtrain.prepare.graph.openie import Names
 from ragtrain.prepare.graph.result import show
-from ragtrain.prepare.graph.words import Usage, key_of
+from ragtrain.prepare.graph.words import Usage, folded, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from ragtrain.config.commands import PrepareConfig
     from ragtrain.graphs import KnowledgeGraph
     from ragtrain.prepare.graph.provenance import Sources
     from ragtrain.prepare.graph.result import GraphResult
@@ -83,7 +82,8 @@ class Parts:
         graph = assemble(
             tuple(self.entities), tuple(self.relations), np.array(list(self.triples), dtype=np.int32),
             tuple(passage for passage, _ in self.documents.values()),
-            [list(held) for _, held in self.documents.values()], self.held_out,
+            [list(held) for _, held in self.documents.values()],
+            {split: _others(rows, self.triples) for split, rows in self.held_out.items()},
         )  # fmt: skip
         return graph, [sorted(places[identifier] for identifier in said) for said in self.triples.values()]
 
@@ -129,15 +129,19 @@ class Parts:
         return self.entities.setdefault(name, len(self.entities))
 
 
-def run(config: PrepareConfig) -> GraphResult:
+def _others(rows: np.ndarray, triples: Mapping[tuple[int, int, int], object]) -> np.ndarray:
+    """Return the held-out triples that the graph does not have: what a passage now says is no longer held out."""
+    return rows[[tuple(row) not in triples for row in rows.tolist()]] if len(rows) else rows
+
+
+def run(maker: Maker) -> GraphResult:
     """Change the graph in ``output_dir``: passages are taken out first, then others added.
 
     Raises:
         ConfigError: the language model cannot be reached.
         DataError: there is no graph, an added passage has the id of another one, or nothing would be left.
     """
-    maker = Maker(config)
-    path = maker.path
+    config, path = maker.config, maker.path
     manifest = read_manifest(path)
     graph = open_graph(path)
     parts = Parts.of(graph, provenance.read(path, manifest["extra"].get("sources"), graph))
@@ -145,6 +149,11 @@ def run(config: PrepareConfig) -> GraphResult:
     given = _extracted(maker) if config.graph_build.add else {}
     new = _new([extraction.passage for extraction in given.values()], parts, gone)
     maker = _as_before(maker, manifest["extra"])
+    encoder = manifest["extra"].get("encoder")
+    if encoder and new and config.encoder.encoder is None:
+        log.warning(
+            "synonyms of this graph were found with %s: give --encoder for those of the new passages", encoder["name"]
+        )
     if config.dry_run:
         plan = {"documents": len(parts.documents), "to delete": len(gone), "to add": len(new), "output": str(path)}
         report.panel("Plan", list(plan.items()))
@@ -158,6 +167,8 @@ def run(config: PrepareConfig) -> GraphResult:
     count = len(parts.entities)
     parts.delete(gone)
     living = parts.alive()
+    names = list(parts.entities)
+    gone_spellings = {folded(names[entity]) for entity in before - living}
     about: dict[str, Any] = {}
     if new:
         found = [given[passage.id] for passage in new]
@@ -166,6 +177,8 @@ def run(config: PrepareConfig) -> GraphResult:
         _add(parts, found, mentions=maker.how == "mentions")
     changed, sources = parts.graph()
     fresh = {*range(count, changed.n_entities), *(parts.alive() - living)}
+    # Synonyms by spelling hang on the first of them: where that is gone, the others are joined anew.
+    fresh |= {entity for entity in living if gone_spellings and folded(names[entity]) in gone_spellings}
     vectors = maker.vectors(changed.entities)
     made = maker.join(Made(changed, sources, about), vectors, fresh)
     maker.save(made, None, _history(manifest["extra"], len(new), len(gone)))

@@ -135,7 +135,9 @@ class Maker:
         """Add synonyms, with one of the entities ``fresh`` where that is given."""
         new = None if fresh is None else frozenset(fresh)
         graph = made.graph
-        pairs = dict.fromkeys(synonyms.by_spelling(graph.entities, new), "spelling")
+        # What only deleted passages had is joined with nothing: it would come back by that.
+        alive = frozenset([*graph.triples[:, [0, 2]].reshape(-1).tolist(), *graph.document_entities.tolist()])
+        pairs = dict.fromkeys(synonyms.by_spelling(graph.entities, new, alive), "spelling")
         if vectors is not None:
             near = synonyms.by_vector(
                 graph.entities,
@@ -144,7 +146,7 @@ class Maker:
                 most=self.settings.max_synonyms,
                 fresh=new,
             )
-            pairs.update((pair, "vectors") for pair in near if pair not in pairs)
+            pairs.update((pair, "vectors") for pair in near if pair not in pairs and alive.issuperset(pair))
         joined, added = with_synonyms(graph, list(pairs))
         kinds = {kind: sum(of == kind for of in pairs.values()) for kind in ("spelling", "vectors")}
         return Made(joined, [*made.sources, *([] for _ in range(added))], {**made.about, "synonyms": kinds})

@@ -28,16 +28,19 @@ _BLOCK = 4096
 _MOST_SPELLINGS = 8
 
 
-def by_spelling(names: Sequence[str], fresh: Collection[int] | None = None) -> Iterator[tuple[int, int]]:
+def by_spelling(
+    names: Sequence[str], fresh: Collection[int] | None = None, alive: Collection[int] | None = None
+) -> Iterator[tuple[int, int]]:
     """Yield pairs (lower id, higher id) of names that differ in accents and punctuation only.
 
     Args:
         names: by id.
         fresh: only pairs with one of these.
+        alive: only pairs of two of these.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(names):
-        if spelled := folded(name):
+        if (alive is None or number in alive) and (spelled := folded(name)):
             groups[spelled].append(number)
     for group in groups.values():
         if 1 < len(group) <= _MOST_SPELLINGS:

@@ -9,7 +9,8 @@ import pytest
 
 from ragtrain.errors import DataError, IndexMismatchError
 from ragtrain.graphs import KnowledgeGraph
-from ragtrain.index.graph.builder import GraphBuilder, fingerprint
+from ragtrain.index.graph import store
+from ragtrain.index.graph.builder import GraphBuilder, assemble, fingerprint
 from ragtrain.index.graph.read import load_graph, read_graph
 from ragtrain.index.graph.store import open_graph, read_manifest, save_graph
 
@@ -169,3 +170,26 @@ def test_the_fingerprint_tells_all_parts_apart(graph: KnowledgeGraph) -> None:
     marks = {fingerprint(dataclasses.replace(graph, **change)) for change in changed}  # type: ignore[arg-type]
     assert len(marks | {graph.fingerprint}) == len(changed) + 1
     assert fingerprint(graph) == graph.fingerprint
+
+
+def test_a_graph_that_is_replaced_while_it_is_read_is_read_anew(
+    graph: KnowledgeGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = assemble(
+        graph.entities,
+        graph.relations,
+        graph.triples[:2],
+        graph.documents,
+        [[] for _ in graph.documents],
+        graph.held_out,
+    )
+    save_graph(graph, tmp_path)
+    verify = store._verify
+
+    def replace(path: Path, entry: object) -> None:
+        monkeypatch.setattr(store, "_verify", verify)
+        save_graph(other, tmp_path)
+        verify(path, entry)
+
+    monkeypatch.setattr(store, "_verify", replace)
+    assert open_graph(tmp_path).fingerprint == other.fingerprint

@@ -17,6 +17,7 @@ from ragtrain.models.gfm.edges import GraphTensors
 from ragtrain.models.gfm.model import GfmSettings, GraphNetwork
 from ragtrain.prepare import info, run
 from ragtrain.prepare.graph import link_entities, provenance
+from ragtrain.prepare.graph.lock import changing
 from ragtrain.records import Passage
 
 NEW = (
@@ -223,3 +224,58 @@ def test_a_trained_network_gives_what_is_not_touched_the_same_scores(made: Path)
     kept = [name for name in before if name not in ("Cat", "kitten")]
     assert len(kept) > 8
     assert [after[name] for name in kept] == pytest.approx([before[name] for name in kept], abs=1e-6)
+
+
+def test_two_processes_do_not_change_one_graph(made: Path, corpus: Path) -> None:
+    with changing(made):
+        for attempt in (
+            lambda: change(made, NEW),
+            lambda: change(made, delete=["oslo"]),
+            lambda: run(PrepareConfig(passages=corpus, output_dir=made, graph_build=GraphConfig(graph=True))),
+        ):
+            with pytest.raises(ConfigError, match=r"changed by another process \(process \d+\)"):
+                attempt()
+        change(made, NEW, dry_run=True)
+    assert change(made, NEW).added == 2
+    assert not list(made.parent.glob(".*.lock"))
+
+
+def alive(graph) -> set[str]:
+    held_by_documents = {name for names in held(graph).values() for name in names}
+    return held_by_documents | {name for head, _, tail in named(graph) for name in (head, tail)}
+
+
+def test_what_only_deleted_passages_had_is_no_synonym(made: Path) -> None:
+    change(made, [Passage("zurich", "Zurich", "Zurich is a city.")])
+    change(made, delete=["zurich"])
+    change(made, [Passage("zürich", "Zürich", "Zürich is a city.")])
+    graph = read_graph(made)
+    assert "Zurich" in graph.entities
+    assert "Zurich" not in alive(graph)
+
+
+def test_synonyms_of_a_deleted_name_stay_synonyms_of_each_other(made: Path) -> None:
+    spellings = ("Malmo", "Malmö", "Målmo")
+    change(made, [Passage(name, name, f"{name} is a city.") for name in spellings])
+    joined = {(h, t) for h, r, t in named(read_graph(made)) if r == "equivalent"}
+    assert joined == {("Malmo", "Malmö"), ("Malmo", "Målmo")}
+    change(made, delete=["Malmo"])
+    joined = {(h, t) for h, r, t in named(read_graph(made)) if r == "equivalent"}
+    assert joined == {("Malmö", "Målmo")}
+
+
+def test_what_a_new_passage_says_is_no_longer_held_out(tmp_path: Path) -> None:
+    folder = tmp_path / "triples"
+    folder.mkdir()
+    (folder / "train.txt").write_text("a\tr\tb\nb\tr\tc\n")
+    (folder / "test.txt").write_text("a\tr\tc\n")
+    (folder / "corpus.jsonl").write_text(json.dumps({"id": "a", "title": "A", "text": "a"}) + "\n")
+    graph = GraphConfig(graph=True, openie=folder)
+    run(PrepareConfig(passages=folder / "corpus.jsonl", output_dir=tmp_path / "graph", graph_build=graph))
+    said = {"docs": [{"idx": "new", "passage": "New\ntext", "extracted_triples": [["a", "r", "c"]]}]}
+    (tmp_path / "openie.json").write_text(json.dumps(said))
+    change = GraphConfig(graph=True, add=True, openie=tmp_path / "openie.json")
+    run(PrepareConfig(output_dir=tmp_path / "graph", graph_build=change))
+    found = read_graph(tmp_path / "graph")
+    assert ("a", "r", "c") in named(found)
+    assert len(found.held_out["test"]) == 0
