@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ragtrain.data.compress.records import CompressExample, passage_text
 from ragtrain.data.formats import read_questions
 from ragtrain.data.formats.custom import custom
-from ragtrain.data.formats.fields import number_of, unique
-from ragtrain.data.formats.shapes import SHAPES
+from ragtrain.data.formats.fields import Record, any_documents, number_of, text_of, unique
+from ragtrain.data.formats.shapes import SHAPES, Shape, make
 from ragtrain.data.sft.distractors import ranked
 from ragtrain.data.sft.examples import hold_out
 from ragtrain.data.sft.overflow import named
@@ -132,7 +132,8 @@ def read_rows(
         ConfigError: a field is named, and the file is a table without a head.
         DataError: no known form, a row that does not fit it, scores that do not fit the documents, or no row is left.
     """
-    shapes = (custom(config.question_key, config.answer_key),) if config.question_key or config.answer_key else SHAPES
+    named_fields = config.question_key or config.answer_key
+    shapes = (custom(config.question_key, config.answer_key),) if named_fields else (PISCO, *SHAPES)
     found = read_questions(path, split=split, skip_bad_lines=config.skip_bad_lines, shapes=shapes)
     reranked = found.format in _RERANKED
     # What is measured is measured on references; on a teacher's answers only where a question has none.
@@ -222,6 +223,18 @@ def _scores(question: Question, *, reranked: bool) -> dict[str, float]:
         if score is not None and math.isfinite(score):
             best[document.id] = max(score, best.get(document.id, -math.inf))
     return best
+
+
+def _pisco(record: Record) -> Question:
+    documents = unique(any_documents(record, "docs"))
+    made = make(record, "query", (), documents=documents, used=("docs", "mistral_label"))
+    return dataclasses.replace(made, extra={**made.extra, "teacher_answer": text_of(record, "mistral_label")})
+
+
+#: What PISCO and OSCAR were trained on, as it was published: a teacher's answers, and no others.
+PISCO = Shape(
+    "pisco", "query, docs, mistral_label", lambda record: {"query", "docs", "mistral_label"} <= record.keys(), _pisco
+)
 
 
 def held_out(

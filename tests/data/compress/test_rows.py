@@ -109,6 +109,14 @@ def test_a_teachers_answers_and_scores(tmp_path: Path) -> None:
     assert about["teacher_as_reference"] == 3
 
 
+def test_rows_of_pisco(tmp_path: Path) -> None:
+    rows = [{"query": f"q{i}", "docs": ["a", "b", "a"], "mistral_label": f" said {i} "} for i in range(10)]
+    examples, about = read_rows(config(), write(tmp_path / "p.json", rows), split="train")
+    assert about["format"] == "pisco"
+    assert [document.text for document in examples[0].documents] == ["a", "b"]
+    assert examples[3].targets == examples[3].answers == ("said 3",)
+
+
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     documents = [{"id": "a", "text": "a"}, {"id": "b", "text": "b"}]
     bad = {"id": "7", "dataset": "x", "question": "q", "answers": ["a"], "documents": documents}
