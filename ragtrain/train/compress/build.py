@@ -124,7 +124,9 @@ def build(config: CompressConfig, rows: CompressRows, accelerator: Accelerator) 
     tokenizers = Tokenizers(*both)
     if config.model.torch_compile:
         compile_layers(model.generator)
-    settings = PromptSettings(instruction=INSTRUCTION, date=date_of(config))
+    # The built-in model knows no instructions, and one would be a third of the prompt.
+    instruction = None if config.model.model_name_or_path is None else INSTRUCTION
+    settings = PromptSettings(instruction=instruction, date=date_of(config))
     prompter = CompressPrompter(tokenizers.generator, limit=positions_of(model.generator), settings=settings)
     windower = Windower(tokenizers.compressor, model.settings)
     each: dict[str, Any] = {"batch_size": config.loop.batch_size, "seed": config.loop.seed}
@@ -181,7 +183,7 @@ def put_adapter_weights(generator: nn.Module, weights: dict[str, Tensor]) -> Non
 
 def _scored(config: CompressConfig, rows: CompressRows) -> CompressConfig:
     """Return the configuration without a relevance head where no row has a score that it could learn."""
-    if not config.objective.rank_weight or any(example.scores for example in rows.train):
+    if not config.objective.rank_weight or rows.sources["train"]["with_scores"]:
         return config
     log.info("no row has a reranker's scores: there is no relevance head (ragtrain data teach writes them)")
     return config.model_copy(update={"objective": config.objective.model_copy(update={"rank_weight": 0.0})})
