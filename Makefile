@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= demo-run
+DEMO_GRAPH ?= demo-graph-run
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test lint types tests test-slow docs bench clean
+.PHONY: help install install-dev demo demo-graph test lint types tests test-slow docs bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,6 +26,9 @@ install-dev: $(VENV)/.installed-dev ## Install the test and lint tools as well
 
 demo: install ## Fetch, index, train, evaluate and compare on the built-in demo set
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh $(DEMO)
+
+demo-graph: install ## The same for a graph model: make the graph, pre-train, fine-tune, evaluate
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo_graph.sh $(DEMO_GRAPH)
 
 test: lint types tests ## Lint, types and tests: what has to pass before anything lands
 
@@ -50,4 +54,4 @@ bench: install-dev ## Run the benchmarks at their small size; docs/benchmarks.md
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(DEMO) $(DEMO_GRAPH) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

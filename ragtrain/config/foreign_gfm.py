@@ -81,6 +81,12 @@ def _valid_names(value: object) -> Meaning:
     return Meaning((Give("data.val_graphs", tuple(aliases.words(value))),))
 
 
+def _root(value: object) -> Meaning:
+    raise Refused(
+        f"it goes before the names in the file that has them; here name whole folders, as --graphs {value}/NAME"
+    )
+
+
 _LOADING = "ragtrain loads graphs as it needs them"
 _DOTTED: Mapping[str, Alias] = {
     **{name: _target(names) for name, names in TARGETS.items()},
@@ -96,6 +102,7 @@ _DOTTED: Mapping[str, Alias] = {
     "model.rel_emb_dim": ignored("the text encoder says how wide its vectors are"),
     "datasets.train_names": Alias(("data.graphs",), _names),
     "datasets.valid_names": Alias(("data.val_graphs",), _valid_names),
+    "datasets.cfgs.root": Alias(("data.graphs",), _root, remark="counts in the file that has the names"),
     "datasets.cfgs.force_rebuild": ignored("vectors are kept by the content they were made of"),
     "datasets.cfgs.text_emb_model_cfgs": Alias(("model.text_encoder",), _encoder_again, silent=True),
     "datasets.init_datasets": ignored(_LOADING),

@@ -178,6 +178,14 @@ def test_words_win_over_the_file(tmp_path: Path) -> None:
     assert config.model.model_dir == "runs/before"
 
 
+def test_a_root_beside_the_file_is_explained(tmp_path: Path) -> None:
+    assert resolved(tmp_path, PRETRAIN.replace("root: ./data", "root: ../sets")).data.graphs == (
+        Path("../sets/hotpotqa"),
+    )
+    with pytest.raises(ConfigError, match="name whole folders, as --graphs other/NAME"):
+        resolved(tmp_path, PRETRAIN, "datasets.cfgs.root=other")
+
+
 def test_a_loss_of_documents(tmp_path: Path) -> None:
     text = FINETUNE.replace("weight: 0.7\n            is_doc_loss: False", "weight: 0.7\n            is_doc_loss: True")
     objective = resolved(tmp_path, text).objective
