@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ragtrain import metrics, significance
-from ragtrain.compare import questions
+from ragtrain.compare import links, questions
 from ragtrain.errors import DataError
 from ragtrain.runs import RunFolder, config_difference
 
@@ -130,6 +130,8 @@ def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
             )
     names = ["em", "f1", "contains"] if a.writes and b.writes else []
     names += [f"answer_recall@{k}" for k in depths(a, b)]
+    if all(each.answered[i].link_ranks for each in (a, b) for i in both):
+        names += links.METRICS
     differences = [
         difference(name, [a.answered[i].score(name) for i in both], [b.answered[i].score(name) for i in both], config)
         for name in names
@@ -145,7 +147,7 @@ def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
         for name in SETTINGS
         if name in a.settings and name in b.settings and a.settings[name] != b.settings[name]
     )
-    first = "em" if names and names[0] == "em" else differences[-1].metric if differences else None
+    first = names[0] if names and names[0] in ("em", "mrr") else differences[-1].metric if differences else None
     return Comparison(
         a.name, b.name, len(both), only_a, only_b, tuple(differences), remarks,
         changed=tuple(questions.outcomes(a, b, both)),
@@ -188,7 +190,9 @@ def difference(metric: str, a: Sequence[float], b: Sequence[float], config: Comp
 
 def label(metric: str) -> str:
     """Return a metric's name as tables show it."""
-    return {"em": "exact match", "f1": "F1", "contains": "contains a reference"}.get(metric, metric.replace("_", "-"))
+    return {"em": "exact match", "f1": "F1", "contains": "contains a reference", "mrr": "MRR"}.get(
+        metric, metric.replace("_", "-")
+    )
 
 
 def describe(metric: str, delta: float, low: float, high: float) -> str:
@@ -204,6 +208,8 @@ def describe(metric: str, delta: float, low: float, high: float) -> str:
         what = f"B's F1 is {points} {'higher' if more else 'lower'}"
     elif metric == "contains":
         what = f"B's answers contain a reference for {points} {'more' if more else 'fewer'} questions"
+    elif metric in links.METRICS:
+        what = links.describe(metric, points, more=more)
     elif metric.startswith("recall@"):
         what = f"B's recall of gold passages within {metric.split('@')[1]} is {points} {'higher' if more else 'lower'}"
     else:

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ragtrain import metrics
-from ragtrain.compare import foreign
+from ragtrain.compare import foreign, links
 from ragtrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Answered:
         contains: whether a reference stands in the prediction, word by word; None without prediction.
         read_answer: whether a passage that was read holds an answer; None where that is not known.
         seconds: time of its answer.
+        link_ranks: ranks of the tail and of the head of a triple; empty for questions.
     """
 
     id: str
@@ -50,9 +51,12 @@ class Answered:
     contains: float | None = None
     read_answer: bool | None = None
     seconds: float | None = None
+    link_ranks: tuple[int, ...] = ()
 
     def score(self, metric: str) -> float:
         """Return the question's score, between 0 and 1, by the metric's name."""
+        if metric in links.METRICS:
+            return links.score(self.link_ranks, metric)
         if metric.startswith("answer_recall@"):
             return float(self.first_hit is not None and self.first_hit <= int(metric.split("@")[1]))
         if metric.startswith("recall@"):
@@ -158,6 +162,7 @@ def _read(path: Path) -> _Rows:
         if beside.is_file():
             summary = _parse(beside.read_text(encoding="utf-8"), beside)
     rows = [(line, foreign.as_ours(row) if isinstance(row, dict) else row) for line, row in rows]
+    rows = links.by_triple(rows, source)
     return _Rows(str(path), source, rows, summary if isinstance(summary, dict) else {})
 
 
@@ -218,8 +223,11 @@ def _answered(row: object, path: Path, line: int | None) -> Answered:
         raise DataError("a prediction is a JSON object", path=path, line=line)
     ranks, n_gold = row.get("gold_ranks"), row.get("gold")
     retrieves = isinstance(ranks, list) and isinstance(n_gold, int)
+    completes = isinstance(row.get("link_ranks"), list)
     for name, kind in (("id", (str, int)), ("prediction", str), ("answers", list)):
-        if not isinstance(row.get(name), kind) and not (retrieves and name == "prediction" and name not in row):
+        if not isinstance(row.get(name), kind) and not (
+            (retrieves or completes) and name == "prediction" and name not in row
+        ):
             raise DataError(f"missing or not usable: {row.get(name)!r}", path=path, line=line, field=name,
                             hint="a prediction needs id, prediction (text) and answers (list of texts)")  # fmt: skip
     answers = [str(answer) for answer in row["answers"]]
@@ -242,6 +250,7 @@ def _answered(row: object, path: Path, line: int | None) -> Answered:
         contains=None if written is None else float(metrics.has_answer(answers, written)),
         read_answer=_read_answer(row, answers, documents),
         seconds=row["seconds"] if isinstance(row.get("seconds"), int | float) else None,
+        link_ranks=tuple(row["link_ranks"]) if completes else (),
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from ragtrain.models.weights import load_weights
 from ragtrain.prepare.relations import relation_features
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -55,6 +56,7 @@ class LinkModel:
         graphs: that it was trained on, where that is known.
         share: of the triples of such a graph that was held out of training.
         seed: of that draw.
+        fingerprints: of these graphs as they were.
     """
 
     name: str
@@ -64,6 +66,7 @@ class LinkModel:
     graphs: tuple[Path, ...]
     share: float | None
     seed: int | None
+    fingerprints: frozenset[str] = frozenset()
 
 
 class _Saved(nn.Module):
@@ -88,8 +91,10 @@ def link_model_of(subject: Subject) -> LinkModel:
     path = Path(str(subject.model_name)) if run is None else _weights_of(run, subject)
     if not is_ultra(path):
         found = retriever_of(subject)
-        graphs = tuple(Path(str(each["path"])) for each in found.graphs if "path" in each)
-        return LinkModel(subject.name, found.network, found.text_encoder, found.fingerprint(), graphs, share, seed)
+        graphs, marks = _trained(found.graphs)
+        return LinkModel(
+            subject.name, found.network, found.text_encoder, found.fingerprint(), graphs, share, seed, marks
+        )
     network = load_ultra(path)
     if run is not None and subject.checkpoint != "final":
         checkpoint = run.checkpoints / str(subject.checkpoint)
@@ -98,9 +103,15 @@ def link_model_of(subject: Subject) -> LinkModel:
             raise CheckpointError(f"no checkpoint {subject.checkpoint!r}", path=checkpoint,
                                   hint=f"known are: final, {', '.join(known) or '(none yet)'}")  # fmt: skip
         load_weights(_Saved(network), checkpoint)
-    trained = read_json(run.path / "data.json" if run is not None else path / SIDECAR).get("graphs")
-    graphs = tuple(Path(str(each["path"])) for each in trained or () if isinstance(each, dict) and "path" in each)
-    return LinkModel(subject.name, network.eval(), None, _fingerprint(network), graphs, share, seed)
+    about = read_json(run.path / "data.json" if run is not None else path / SIDECAR)
+    graphs, marks = _trained(about.get("graphs") or ())
+    return LinkModel(subject.name, network.eval(), None, _fingerprint(network), graphs, share, seed, marks)
+
+
+def _trained(graphs: Iterable[Any]) -> tuple[tuple[Path, ...], frozenset[str]]:
+    """Return paths and fingerprints of the graphs of a training, of what was recorded of them."""
+    named = [each for each in graphs if isinstance(each, Mapping) and "path" in each]
+    return tuple(Path(str(each["path"])) for each in named), frozenset(str(each.get("fingerprint")) for each in named)
 
 
 def _weights_of(run: RunFolder, subject: Subject) -> Path:
@@ -194,20 +205,49 @@ def _links(config: EvalConfig, model: LinkModel, path: Path) -> Links:
         split, asked = "valid", graph.held_out.get("valid")
     if asked is None or not len(asked):
         split = "held-out"
-        share, seed = (SHARE, config.seed) if model.share is None else (model.share, int(model.seed or 0))
-        facts, asked = hold_out(graph.triples, share, seed)
-    if split != "test" and model.share is not None:
+        facts, asked = hold_out(graph.triples, *_draw(config, model, found))
+    if not len(asked):
+        raise DataError(
+            "has no triple that could be held out: each is the only one of an entity or a relation", path=path,
+            hint="give a graph with test triples with --graph",
+        )  # fmt: skip
+    if split != "test" and model.share is not None and _is_trained(model, path):
         log.info("%s has no test triples: those are ranked by which the best checkpoint of the run was chosen", path)
     elif split == "held-out":
         log.info(
             "%s has neither test nor validation triples: %d of %d are held out", path, len(asked), len(graph.triples)
-        )
-    if not len(asked):
-        raise DataError(
-            "has no triple that could be held out: each is the only one of an entity or a relation", path=path
         )
     if config.num_samples is not None and config.num_samples < len(asked):
         asked = asked[np.sort(np.random.default_rng(config.seed).permutation(len(asked))[: config.num_samples])]
     everything = np.concatenate([graph.triples, *graph.held_out.values()])
     known = KnownTails(torch.from_numpy(everything), graph.n_entities, graph.n_relations)
     return Links(found, split, facts, asked, known)
+
+
+def _is_trained(model: LinkModel, path: Path) -> bool:
+    return path.resolve() in {each.resolve() for each in model.graphs}
+
+
+def _draw(config: EvalConfig, model: LinkModel, found: ReadGraph) -> tuple[float, int]:
+    """Return which share of a graph's triples is held out, and the seed of the draw: of a run's graph what training held out.
+
+    Raises:
+        DataError: that is not known any more, or was nothing; what would be asked was trained on.
+    """
+    path = Path(found.about["path"])
+    if not _is_trained(model, path):
+        return SHARE, config.seed
+    hint = "give a graph with test triples with --graph, or train again"
+    if model.share is None:
+        log.warning("%s was trained on %s, and only its run says what was held out: some of what is asked may have been "
+                    "trained on", model.name, path)  # fmt: skip
+        return SHARE, config.seed
+    if not model.share:
+        raise DataError(
+            "the run held none of its triples out (dev_split is 0): it was trained on all", path=path, hint=hint
+        )
+    if found.graph.fingerprint not in model.fingerprints:
+        raise DataError(
+            "was changed since it was trained on: what would be held out now was trained on", path=path, hint=hint
+        )
+    return model.share, int(model.seed or 0)

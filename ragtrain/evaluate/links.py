@@ -69,7 +69,8 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult:
     else:
         found = [_rank(config, model, links, device) for links in asked]
         summary = {**_summary(asked, found, config.seed), **described, "device": str(device)}
-        rows = (row for links, ranks in zip(asked, found, strict=True) for row in _rows(links, ranks, len(asked) > 1))
+        prefixes = _prefixes(asked)
+        rows = (row for each in zip(asked, found, prefixes, strict=True) for row in _rows(*each))
         results.write(output, summary, rows)
 
     # 4. What came of it.
@@ -169,10 +170,18 @@ def _bootstrap(values: np.ndarray, seed: int) -> list[float]:
     return list(metrics.bootstrap_mean(values.tolist(), BOOTSTRAP_SAMPLES, seed, CONFIDENCE))
 
 
-def _rows(links: Links, found: LinkRanks, several: bool) -> Iterator[dict[str, Any]]:
+def _prefixes(asked: Sequence[Links]) -> list[str]:
+    """Return what ids of queries begin with: nothing for one graph, else its name, with its number where others have it too."""
+    names = [links.found.folder.name for links in asked]
+    if len(names) == 1:
+        return [""]
+    return [f"{name}/" if names.count(name) == 1 else f"{name}#{n}/" for n, name in enumerate(names, 1)]
+
+
+def _rows(links: Links, found: LinkRanks, prefix: str) -> Iterator[dict[str, Any]]:
     """Yield a line for each query: what was asked, the rank of what is true, and the best entities."""
     graph = links.found.graph
-    names, prefix = graph.entities, f"{links.found.folder.name}/" if several else ""
+    names = graph.entities
     for number, (head, relation, tail) in enumerate(links.asked.tolist()):
         for column, direction in enumerate(DIRECTIONS):
             top = zip(found.top[number, column].tolist(), found.top_scores[number, column].tolist(), strict=True)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from ragtrain import evaluate
-from ragtrain.config.commands import EvalConfig, GfmConfig
+from ragtrain import compare, evaluate
+from ragtrain.config.commands import CompareConfig, EvalConfig, GfmConfig
 from ragtrain.config.load import load_config
 from ragtrain.errors import CheckpointError, ConfigError, DataError, OutOfMemoryError
 from ragtrain.evaluate import link_ranks
@@ -251,6 +251,64 @@ def test_graphs_of_a_run_are_asked_together(folder: Path, checkpoint: Path, tmp_
     assert found.summary["n"] == 2 * found.summary["graphs"][0]["asked"]
     lines = (tmp_path / "run" / "eval" / "predictions.jsonl").read_text("utf-8").splitlines()
     assert len({json.loads(line)["id"] for line in lines}) == 2 * found.summary["n"]
+
+
+def test_nothing_is_asked_that_was_trained_on(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    text = (folder / "train.txt").read_text()
+    (own / "train.txt").write_text(text)
+    pretrained(own, tmp_path / "all", model_dir=str(checkpoint), dev_split=0)
+    with pytest.raises(DataError, match="trained on all"):
+        run(model_dir=str(tmp_path / "all"))
+    pretrained(own, tmp_path / "some", model_dir=str(checkpoint))
+    assert run(model_dir=str(tmp_path / "some")).summary["graphs"][0]["split"] == "held-out"
+    (own / "train.txt").write_text(text + "e0\tr0\tnew\n")
+    with pytest.raises(DataError, match="changed since it was trained on"):
+        run(model_dir=str(tmp_path / "some"), overwrite=True)
+    # A graph that nobody was trained on has its own draw.
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "train.txt").write_text(text)
+    for name in ("all", "some"):
+        assert run(model_dir=str(tmp_path / name), graph=tmp_path / "else").summary["graphs"][0]["asked"] == 8
+
+
+def test_runs_compare_by_triple(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    save_ultra(UltraNetwork(UltraSettings(hidden_dim=8, relation_layers=2, num_layers=2)), tmp_path / "other.pth")
+    ends = {name: tmp_path / name for name in ("a", "b")}
+    for path, output in zip((checkpoint, tmp_path / "other.pth"), ends.values(), strict=True):
+        run(model_dir=str(path), graph=folder, output_dir=output, output_file=output.with_suffix(".json"))
+    files = tuple(each.with_suffix(".json") for each in ends.values())
+    for paths in (tuple(ends.values()), files):
+        (found,) = compare.run(CompareConfig(runs=paths)).comparisons
+        summaries = [json.loads((each / "metrics.json").read_text()) for each in ends.values()]
+        assert found.n == summaries[0]["n"]
+        assert [each.metric for each in found.differences] == ["mrr", "hits@1", "hits@3", "hits@10"]
+        for each in found.differences:
+            assert (each.a, each.b) == tuple(pytest.approx(summary[each.metric]) for summary in summaries)
+        assert "reciprocal rank" in found.differences[0].sentence
+    # Under one id other triples: they are no pair.
+    lines = (ends["b"] / "predictions.jsonl").read_text().splitlines()
+    (tmp_path / "cut.jsonl").write_text("\n".join(lines[:-1]))
+    with pytest.raises(DataError, match="one direction alone"):
+        compare.run(CompareConfig(runs=(ends["a"], tmp_path / "cut.jsonl")))
+    first = json.loads(lines[0])["triple"][0]
+    (tmp_path / "other.jsonl").write_text("\n".join(lines).replace(f'["{first}"', '["another"'))
+    with pytest.raises(DataError, match="reference answers"):
+        compare.run(CompareConfig(runs=(ends["a"], tmp_path / "other.jsonl")))
+
+
+def test_graphs_of_one_name_have_ids_of_their_own(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    twins = [tmp_path / name / "toy" for name in "ab"]
+    for each in twins:
+        each.mkdir(parents=True)
+        for name in ("train", "test"):
+            (each / f"{name}.txt").write_bytes((folder / f"{name}.txt").read_bytes())
+    pretrained(folder, tmp_path / "run", graphs=tuple(twins), model_dir=str(checkpoint))
+    found = run(model_dir=str(tmp_path / "run"))
+    lines = (tmp_path / "run" / "eval" / "predictions.jsonl").read_text("utf-8").splitlines()
+    assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 2 * found.summary["n"]
 
 
 def test_the_public_checkpoint_on_nations(real_data: Path, tmp_path: Path) -> None:
