@@ -31,7 +31,7 @@ class EvalConfig(Command):
     graph: Path | None = None
     """Networks over graphs: the graph to complete or to retrieve from; without it, that of the training."""
     index_path: Path | None = None
-    """Index folder; without it the run's own, or (runs of train sft on the passages of their rows) none. Graph models: vectors of
+    """Index folder; without it the run's own, or (runs on the passages of their rows) none. Graph models: vectors of
     the graph's documents, to rank by beside the network and together with it."""
     passages_path: Path | None = None
     """RAG models: passages of the index, where the index folder does not hold them."""
@@ -62,7 +62,7 @@ class EvalConfig(Command):
     search_index: Literal["flat", "faiss"] | None = None
     """RAG models: search the vectors exactly, or ``index.faiss`` of the index folder as it is; without it, as in training."""
     max_new_tokens: PositiveInt = 32
-    """Longest answer generated, in tokens; runs of train sft: without it, as in training's evaluations."""
+    """Longest answer generated, in tokens; runs of train sft and compress: without it, as in training's evaluations."""
     batch_size: PositiveInt = 16
     """Questions answered at a time; of prompts, halved where the device is full."""
     device: str | None = None

@@ -15,8 +15,9 @@ import torch
 from ragtrain import metrics
 from ragtrain.data.compress.prompts import CompressPrompter
 from ragtrain.data.compress.records import CompressExample, passage_text
+from ragtrain.errors import ConfigError
 from ragtrain.evaluate.compress import measure
-from ragtrain.evaluate.compress.arms import TABLE, derangement
+from ragtrain.evaluate.compress.arms import TABLE, arms_of, derangement
 from ragtrain.evaluate.compress.asked import random_like
 from ragtrain.evaluate.compress.budgets import SentenceRanker, count_tokens, first_tokens
 from ragtrain.evaluate.compress.cuts import cuts
@@ -211,6 +212,18 @@ def test_one_question_has_no_other_memory(subject: Subject, rows: list[CompressE
     found = measure_arms(subject, rows[:1], ALL, SETTINGS)
     assert set(found) == set(TABLE) - {"shuffled"}
     assert measure_arms(subject, [], ALL, SETTINGS)["compressed"].n == 0
+
+
+def test_a_generator_trained_as_a_whole_is_its_own_base_until_it_is_trained(
+    build: Callable[..., tuple], subject: Subject, rows: list[CompressExample]
+) -> None:
+    model, tokenizer, own = build(lora_rank=0)
+    whole = Subject(model, tokenizer, subject.windower.__class__(own, model.settings), CompressPrompter(tokenizer))
+    found = measure_arms(whole, rows[:3], arms_of(TABLE, "before"), SETTINGS)
+    with_adapters = measure_arms(subject, rows[:3], [TABLE["full-base"]], SETTINGS)["full-base"]
+    assert [r.prediction for r in found["full-base"].records] == [r.prediction for r in with_adapters.records]
+    with pytest.raises(ConfigError, match="no adapters that could be exchanged"):
+        measure_arms(dataclasses.replace(whole, full_adapters=subject.full_adapters), rows, [TABLE["full"]], SETTINGS)
 
 
 def test_what_is_cut_is_counted(build: Callable[..., tuple], subject: Subject, rows: list[CompressExample]) -> None:
