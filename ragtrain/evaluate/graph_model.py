@@ -18,17 +18,20 @@ import torch
 from torch import nn
 
 from ragtrain import report
+from ragtrain.config.commands import EncoderConfig
 from ragtrain.config.commands.gfm import GfmConfig, GfmRankConfig
 from ragtrain.data import demo
 from ragtrain.errors import CheckpointError, ConfigError
 from ragtrain.index.graph.rankers import DocumentRanker
 from ragtrain.index.graph.read import load_graph
+from ragtrain.index.graph.store import MANIFEST_FILE, read_manifest
 from ragtrain.models.encoder import load_encoder
 from ragtrain.models.folders import read_json
 from ragtrain.models.gfm.edges import GraphTensors
 from ragtrain.models.gfm.export import load_gfm
 from ragtrain.models.gfm.model import GfmSettings, GraphNetwork
 from ragtrain.models.weights import FILE, load_weights
+from ragtrain.prepare.encoders import passage_encoder
 from ragtrain.prepare.graph import link_entities
 from ragtrain.prepare.relations import question_features, relation_features
 
@@ -242,7 +245,26 @@ class Scorer:
 
     def link(self, questions: Sequence[str]) -> list[list[Link]]:
         """Return the entities that each question names, with scores: 1, or the cosine where the words are not the name."""
-        return link_entities(questions, self.found.graph, self.encoder)
+        return link_entities(questions, self.found.graph, self._encoder_of_names())
+
+    def _encoder_of_names(self) -> TextEncoder | None:
+        """Return what compares names: what the graph's synonyms were found with, so that later questions are linked as earlier.
+
+        A graph of ours that was made without is linked by words alone. One of another tool says nothing of it: there the
+        network's encoder does it, unless it is the demo's, which holds any two names to be alike.
+        """
+        folder = self.found.folder
+        if (folder / MANIFEST_FILE).is_file():
+            entry = read_manifest(folder)["extra"].get("encoder")
+            if not entry:
+                return None
+            try:
+                return passage_encoder(EncoderConfig(**{**entry["config"], "encoder": entry["name"]})).to(self.device)
+            except ConfigError as error:
+                log.warning("names are compared by their words alone: %s", error)
+                return None
+        named = Path(self.retriever.text_encoder)
+        return None if named.resolve() == demo.ENCODER.resolve() else self.encoder
 
     def vectors(self, questions: Sequence[str], *, kept: bool = True) -> Tensor:
         """Return (questions, text_dim) vectors of questions; those of a whole file are kept beside the graph."""

@@ -20,6 +20,7 @@ from ragtrain.evaluate.resolve import Subject
 from ragtrain.graphs import GraphQuestion
 from ragtrain.index.bm25 import BM25Index
 from ragtrain.index.graph.rankers import fuse, rank_documents
+from ragtrain.models.gfm.ultra import is_ultra
 from ragtrain.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ def _subject(model_dir: str) -> Subject:
 def _search(config: SearchConfig, subject: Subject) -> GraphSearchResult:
     # 1. The network on its graph, and what the question names.
     device = prepare.resolve_device(config.device)
+    if is_ultra(subject.model_name if subject.run is None else subject.run.final_model):
+        raise ConfigError(f"{subject.name} is of ULTRA, which knows no questions: it completes graphs",
+                          hint="ragtrain eval ranks the true ends of triples with it")  # fmt: skip
     retriever = retriever_of(subject)
     path = graph_path_of(retriever, config.graph)
     scorer = Scorer.open(retriever, path, device)
@@ -136,7 +140,11 @@ def _search(config: SearchConfig, subject: Subject) -> GraphSearchResult:
     if drawn:
         report.block("Paths from the question to what was found, with their weight", graph_picture.tree(drawn, shown))
     if config.draw is not None:
-        held = {row["title"] or row["id"]: row["entities"] for row in documents}
+        titles = [row["title"] or row["id"] for row in documents]
+        held = {
+            row["id"] if titles.count(title) > 1 else title: row["entities"]
+            for title, row in zip(titles, documents, strict=True)
+        }
         config.draw.parent.mkdir(parents=True, exist_ok=True)
         config.draw.write_text(graph_picture.svg(config.question, drawn, shown, held), encoding="utf-8")
         log.info("drawn in %s", config.draw)
@@ -153,6 +161,8 @@ def _documents(config: SearchConfig, scorer: Scorer, question: GraphQuestion, lo
         return torch.zeros(0), torch.zeros(0, dtype=torch.long)
     scores, rarity = scorer.documents(logits.unsqueeze(0))
     fusion = ranking.fusion
+    if fusion != "dense" and "index_path" in config.model_fields_set:
+        log.warning("%s is not read: the model ranks without vectors", config.index_path)
     if fusion == "dense" and "index_path" not in config.model_fields_set:
         log.warning("the model ranks together with vectors: give --index-path for them; without, it ranks alone")
         fusion = "none"

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ragtrain import prepare
 from ragtrain.cli import main
-from ragtrain.config.commands import SearchConfig
+from ragtrain.config.commands import EncoderConfig, PrepareConfig, SearchConfig
+from ragtrain.config.commands.graph import GraphConfig
 from ragtrain.data import demo
 from ragtrain.errors import ConfigError
 from ragtrain.evaluate import graph_picture
@@ -24,6 +26,7 @@ from ragtrain.evaluate.graph_search import GraphSearchResult, search
 from ragtrain.models.gfm.edges import GraphTensors
 from ragtrain.models.gfm.export import save_gfm
 from ragtrain.models.gfm.model import GfmSettings, GraphNetwork
+from ragtrain.models.gfm.ultra import UltraNetwork, UltraSettings, save_ultra
 from ragtrain.records import write_json
 
 N, R = 9, 3
@@ -300,6 +303,47 @@ def test_search_without_an_entity_says_so(
     assert not any(entity["paths"] for entity in found.entities)
 
 
+def test_a_name_that_the_graph_does_not_have_is_linked_to_nothing(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The demo's encoder, which holds any two names to be alike, compares none."""
+    for question in ("Who is Barack Obama of Kenya?", "what is it?"):
+        found = search(SearchConfig(question=question, model_dir=str(model)))
+        assert isinstance(found, GraphSearchResult)
+        assert found.linked == ()
+    assert caplog.text.count("names no entity of the graph") == 2
+
+
+@pytest.mark.parametrize("encoder", [None, str(demo.ENCODER)])
+def test_questions_are_linked_as_the_graph_was_made(encoder: str | None, model: Path, tmp_path: Path) -> None:
+    """With the encoder that its manifest names, and by words alone where it names none."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(json.dumps({"id": "a", "title": "Oslo", "text": "Oslo is a city in Norway."}) + "\n")
+    prepare.run(
+        PrepareConfig(
+            passages=corpus, output_dir=tmp_path / "made", graph_build=GraphConfig(graph=True),
+            encoder=EncoderConfig(encoder=encoder),
+        )
+    )  # fmt: skip
+    asked = SearchConfig(question="Who is Barack Obama of Kenya?", model_dir=str(model), graph=tmp_path / "made")
+    found = search(asked)
+    assert isinstance(found, GraphSearchResult)
+    assert bool(found.linked) == (encoder is not None)
+
+
+def test_documents_of_one_title_are_both_drawn(model: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    texts = ("Oslo is a city in Norway.", "Oslo is a town in Norway.")
+    corpus.write_text(
+        "".join(json.dumps({"id": f"o{n}", "title": "Oslo", "text": t}) + "\n" for n, t in enumerate(texts))
+    )
+    prepare.run(PrepareConfig(passages=corpus, output_dir=tmp_path / "made", graph_build=GraphConfig(graph=True)))
+    drawing = tmp_path / "paths.svg"
+    search(SearchConfig(question="Where is Oslo?", model_dir=str(model), graph=tmp_path / "made", draw=drawing))
+    drawn = {element.text for element in ElementTree.parse(drawing).iter() if element.text}
+    assert {"o0", "o1"} <= drawn
+
+
 def test_search_refuses_what_means_nothing(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--retrieval means nothing to a search in a graph"):
         search(SearchConfig(question="x", model_dir=str(model), retrieval="bm25"))
@@ -307,6 +351,9 @@ def test_search_refuses_what_means_nothing(model: Path, tmp_path: Path) -> None:
         search(SearchConfig(question="x", draw=tmp_path / "x.svg"))
     with pytest.raises(ConfigError, match="no question"):
         search(SearchConfig(model_dir=str(model)))
+    save_ultra(UltraNetwork(UltraSettings(hidden_dim=8, relation_layers=1, num_layers=1)), tmp_path / "ultra.pth")
+    with pytest.raises(ConfigError, match="knows no questions"):
+        search(SearchConfig(question="x", model_dir=str(tmp_path / "ultra.pth")))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("kind: rag\n")
     with pytest.raises(ConfigError, match="run of kind 'rag'"):
