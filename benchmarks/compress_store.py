@@ -3,9 +3,11 @@
     ragtrain train compress --train-data taught.json --no-query-dependent --output-dir run
     ragtrain index compress --model-dir run --passages passages.jsonl --storage int8 --output-dir memory-int8
     python benchmarks/compress_store.py --model-dir run --data taught_eval.json --store memory-float16 --store memory-int8
+    python benchmarks/compress_store.py --published        # bytes and operations of networks of published sizes
 
 Every question is answered with the passages of its row, in their order. Vectors are computed in float32, or taken from each
-store by the passages' ids; prompts, decoding and questions are the same.
+store by the passages' ids; prompts, decoding and questions are the same. ``--published`` counts operations on the meta device:
+passages of 128 tokens and 600 bytes of text, eight vectors each, read by Mistral-7B.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import MistralConfig, ModernBertConfig
 
 from ragtrain import metrics
 from ragtrain.config.commands.compress import CompressDataConfig
@@ -29,6 +32,7 @@ from ragtrain.models.causal import positions_of
 from ragtrain.models.compress.export import load_compress
 from ragtrain.models.compress.generate import CompressPrompt, generate, vectors_of
 from ragtrain.prepare.memory import MemoryStore
+from ragtrain.prepare.memory.cost import Sizes, Stacks, costs
 from ragtrain.report import table
 
 if TYPE_CHECKING:
@@ -36,17 +40,30 @@ if TYPE_CHECKING:
 
     from ragtrain.data.compress.records import CompressExample
 
+#: Mistral-7B-Instruct-v0.2.
+MISTRAL: dict[str, Any] = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "max_position_embeddings": 32768, "sliding_window": None,
+}  # fmt: skip
+#: A passage: tokens, vectors, bytes of text.
+TOKENS, VECTORS, TEXT_BYTES = 128, 8, 600
+
 
 def main() -> int:
     """Answer, print a table (stderr) and one JSON document (stdout)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-dir", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--store", type=Path, action="append", required=True)
+    parser.add_argument("--published", action="store_true")
+    parser.add_argument("--model-dir", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--store", type=Path, action="append")
     parser.add_argument("--n-docs", type=int, default=5)
     parser.add_argument("--max-questions", type=int)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     given = parser.parse_args()
+    if given.published:
+        return published()
+    if not (given.model_dir and given.data and given.store):
+        parser.error("--model-dir, --data and --store are needed, or --published")
     torch.set_num_threads(1)
     answering = Answering(given.model_dir, given.n_docs, given.max_new_tokens)
     rows, _ = read_rows(CompressDataConfig(), given.data, split="validation")
@@ -71,6 +88,29 @@ def main() -> int:
         [name, entry["bytes_a_passage"], 100 * entry["em"], 100 * entry["f1"], 100 * entry["same"]]
         for name, entry in document.items()
     ])  # fmt: skip
+    print(json.dumps(document, indent=2))
+    return 0
+
+
+def published() -> int:
+    """Print when vectors of passages have paid, for networks of published sizes."""
+    layers = {f"first {n} layers": MistralConfig(**{**MISTRAL, "num_hidden_layers": n}) for n in (5, 8, 10)}
+    encoder = ModernBertConfig()
+    hidden = 4 * encoder.hidden_size
+    connector = 2 * hidden * (encoder.hidden_size + MISTRAL["hidden_size"])
+    rows, document = [], {}
+    for name, config in {**layers, "ModernBERT-base": encoder}.items():
+        for storage, size in (("float16", 2), ("int8", 1)):
+            stored = VECTORS * (MISTRAL["hidden_size"] * size + 4 * (size == 1)) + 12
+            sizes = Sizes(1, [TOKENS + VECTORS], VECTORS, TOKENS, TEXT_BYTES, stored)
+            per_vector = connector if config is encoder else 0
+            found = costs(Stacks(config, MistralConfig(**MISTRAL), per_vector), sizes)
+            document[f"{name}, {storage}"] = found
+            rows.append([name, storage, stored, found["times_text"], found["compress_flops"] / 1e12,
+                         found["saved_flops"] / 1e12, found["break_even_uses"], found["flops_per_stored_byte"] / 1e6])  # fmt: skip
+    columns = ["compressor", "storage", "bytes", "times text", "once, 10^12", "saved each use, 10^12", "paid after uses",
+               "10^6 operations a byte"]  # fmt: skip
+    table(f"a passage of {TOKENS} tokens as {VECTORS} vectors, Mistral-7B", columns, rows)
     print(json.dumps(document, indent=2))
     return 0
 
@@ -101,7 +141,7 @@ class Answering:
         for row in rows:
             (windowed,) = self.windower.windows([(row.question, row.documents[: self.n_docs])])
             vectors = vectors_of(self.model, [self.windower.collate([windowed])])
-            found.append(list(vectors.split(self.windower.counts(windowed))))
+            found.append(list(torch.split(vectors, self.windower.counts(windowed))))
         return found
 
     def answers(self, rows: Sequence[CompressExample], vectors: Sequence[Sequence[torch.Tensor]]) -> list[str]:

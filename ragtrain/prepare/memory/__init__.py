@@ -332,7 +332,8 @@ def _show(result: StoreResult) -> StoreResult:
         ("error", f"{100 * error['mean_relative']:.3g} % of a vector's length in the mean, "
                   f"{100 * error['worst_relative']:.3g} % at worst; mean cosine {error['mean_cosine']:.6f}"),
         ("bytes", f"{manifest['bytes']:,}; {cost['vector_bytes']:,.0f} a passage, {cost['times_text']:,.1f} times its text"),
-        ("once", f"{cost['compress_flops']:.3g} operations to compress a passage"),
+        ("once", f"{cost['compress_flops']:.3g} operations to compress a passage; each reuse saves them, "
+                 f"{cost['flops_per_stored_byte']:.3g} for a byte that is read"),
         ("each use", f"{cost['memory_flops']:.3g} operations instead of {cost['text_flops']:.3g} for its text"),
         ("paid", "never: the text costs no more" if uses is None else f"after {uses:.2g} uses of a passage"),
     ]  # fmt: skip

@@ -117,12 +117,16 @@ def _is_plain(path: Path) -> bool:
 def _plain_questions(path: Path) -> Iterator[Question]:
     """Yield a question a line; a number before a tab is its id, else the hash of its text, each once."""
     taken: set[str] = set()
+    repeated = 0
     for _, line in byte_lines(path):
         number, tab, text = decode(line).strip().partition("\t")
         if not number:
             continue
         question, own = (text.strip(), number) if tab else (number, content_id(number))
         if not question or own in taken:
+            repeated += own in taken
             continue
         taken.add(own)
         yield Question(id=own, question=question, answers=())
+    if repeated:
+        log.warning("%s: %d questions stand there more than once, and are asked once", path, repeated)

@@ -16,11 +16,13 @@ from ragtrain.data.formats import read_questions
 from ragtrain.errors import ConfigError, DataError, Interrupted
 from ragtrain.index.bm25 import BM25Index
 from ragtrain.index.search import DenseIndex
+from ragtrain.models.causal import bits
 from ragtrain.models.cross_encoder import load_cross_encoder
 from ragtrain.prepare import teach
 from ragtrain.prepare.journal import Journal
 from ragtrain.prepare.teach import answers as answers_module
 from ragtrain.prepare.teach import rerank as rerank_module
+from ragtrain.prepare.teach.models import load_teacher
 from ragtrain.prepare.teach.rerank import passage_of
 from ragtrain.records import Passage
 
@@ -220,6 +222,15 @@ def test_a_long_prompt_loses_its_lowest_ranked_passages_and_says_so(config: Teac
     result = teach.run(change(config, max_length=150))
     assert result.info["teacher"]["prompts_without_all_passages"] > 0
     assert all(len(row["documents"]) == KEEP for row in rows_of(config))
+
+
+def test_a_teacher_in_eight_bits(config: TeachConfig):
+    pytest.importorskip("bitsandbytes", reason="the extra [quant] is not installed")
+    teacher = load_teacher(change(config, load_in_8bit=True))
+    assert bits(teacher.model) == 8
+    result = teach.run(change(config, load_in_8bit=True, max_questions=2, reranker_model=None))
+    assert result.info["teacher"]["load_in_8bit"]
+    assert result.rows == 2 - result.info["agreement"]["empty"]
 
 
 def test_questions_alone_are_lines_of_text_or_of_ms_marco(config: TeachConfig, tmp_path: Path):
