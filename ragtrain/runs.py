@@ -47,6 +47,8 @@ NOT_DEFINING = frozenset(
         # where it runs, and how the same step is cut when a device is full
         "device",
         "on_out_of_memory",
+        # what is written besides the model
+        "save_pretrained",
         # whether an alarm ends the run, not what it computes
         "on_alarm",
     }

@@ -126,14 +126,14 @@ _DOTTED: Mapping[str, Alias] = {
     "train.batch_per_epoch": Alias(remark="an epoch is all examples; --max-triples limits it", silent=True),
     "train.fast_test": rename("data.max_val_samples"),
     "train.save_best_only": ignored("the best and the latest checkpoints are kept (save_total_limit)"),
-    "train.save_pretrained": ignored("final_model is always written"),
+    "train.save_pretrained": rename("model.save_pretrained"),
     "train.do_eval": only("true", "yes", why="what is held out is validated on"),
     "train.timeout": ignored("processes wait for each other as torch.distributed says"),
     "train.init_entities_weight": rename("model.init_entity_weights"),
     "train.checkpoint": rename("model.model_dir"),
     "checkpoint": rename("model.model_dir"),
     "load_model_from_pretrained": rename("model.model_dir"),
-    "train.save_pretrained_folder": refused("final_model of the run folder is where the model goes"),
+    "train.save_pretrained_folder": refused("pretrained of the run folder is where it goes"),
 }
 _ALONE = {
     "train.fast_test", "train.log_interval", "train.num_epoch", "task.num_negative", "task.strict_negative", "task.lr",

@@ -10,7 +10,8 @@ import torch
 
 from ragtrain.config.commands import GfmConfig
 from ragtrain.config.load import load_config
-from ragtrain.errors import CheckpointError
+from ragtrain.errors import CheckpointError, ConfigError
+from ragtrain.models.gfm.export import load_gfm
 from ragtrain.models.gfm.ultra import UltraNetwork, UltraSettings, save_ultra
 from ragtrain.train import gfm
 from ragtrain.train.gfm import sources
@@ -111,4 +112,24 @@ def test_ultra_reads_no_texts(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_is_told_before_a_graph_is_read(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run", tmp_path / "nowhere", stage="pretrain", model_dir=str(tmp_path / "none.pth"))
     with pytest.raises(CheckpointError, match=r"none\.pth: there is no such file"):
+        gfm.run(config)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_run_writes_what_gfm_rag_loads_also_when_it_is_complete(stage: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "g", train=[question(i, str(i)) for i in range(6)])
+    gfm.run(config_of(tmp_path / "run", folder, stage=stage))
+    assert not (tmp_path / "run" / "pretrained").exists()
+    gfm.run(config_of(tmp_path / "run", folder, stage=stage, save_pretrained=True))
+    ours, theirs = load_gfm(tmp_path / "run" / "final_model"), load_gfm(tmp_path / "run" / "pretrained")
+    assert theirs.sidecar["stage"] == stage
+    assert theirs.sidecar["text_encoder"] == ours.sidecar["text_encoder"]
+    state = theirs.network.state_dict()
+    names = [name for name in state if stage == "finetune" or not name.startswith("question_mlp")]
+    assert all(torch.equal(ours.network.state_dict()[name], state[name]) for name in names)
+
+
+def test_ultra_is_not_written_for_gfm_rag(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "run", stage="pretrain", model_dir="x.pth", save_pretrained=True)
+    with pytest.raises(ConfigError, match="one of ULTRA"):
         gfm.run(config)

@@ -72,6 +72,8 @@ class GfmModelConfig(Section):
     """Compute what no question has reached once for the whole batch; exact."""
     refit: bool = False
     """``model_dir`` with another text encoder: train the input maps only, and keep the layers."""
+    save_pretrained: bool = False
+    """Write ``pretrained/`` into the run, too, as GFM-RAG 1 loads it; a run that is complete gets it by the same command."""
 
 
 class GfmObjectiveConfig(Section):

@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING, Any
 from ragtrain import loop, report
 from ragtrain.data import demo
 from ragtrain.models.folders import SIDECAR
-from ragtrain.models.gfm.export import save_gfm
+from ragtrain.models.gfm.export import save_gfm, save_v1
+from ragtrain.models.gfm.model import GraphNetwork
 from ragtrain.models.gfm.ultra import FILE as ULTRA_FILE
 from ragtrain.models.gfm.ultra import UltraNetwork, save_ultra
 from ragtrain.records import write_json
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from ragtrain.train.gfm.build import GfmParts
 
 log = logging.getLogger("ragtrain")
+
+#: Where a run keeps its network for GFM-RAG 1, which calls it so.
+PRETRAINED = "pretrained"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +117,9 @@ def run(config: GfmConfig) -> GfmResult:
     # 4. What others can load.
     if accelerator.is_main_process:
         save(parts, folder.final_model)
+        if config.model.save_pretrained and isinstance(parts.model.network, GraphNetwork):
+            save_v1(parts.model.network, folder.path / PRETRAINED, sidecar=parts.sidecar)
+            log.info("for GFM-RAG 1 in %s", folder.path / PRETRAINED)
         log.info("final model in %s; next: ragtrain eval --model-dir %s", folder.final_model, folder.path)
     accelerator.wait_for_everyone()
     if step is None:  # the run was complete already

@@ -114,6 +114,9 @@ def _check_ultra(config: GfmConfig) -> None:
     if config.data.stage == "finetune":
         raise ConfigError(f"{asked.model_dir} is of ULTRA, which knows no questions: it completes graphs",
                           hint="--stage pretrain goes on with its training on your graphs")  # fmt: skip
+    if asked.save_pretrained:
+        raise ConfigError("model.save_pretrained writes a network of GFM-RAG, and this is one of ULTRA",
+                          hint="leave it out: final_model/ultra.pth is what ULTRA's own code reads")  # fmt: skip
     if not (path := checkpoint_of(str(asked.model_dir))).is_file():
         raise CheckpointError("there is no such file", path=path, hint="check --model-dir")
     if asked.text_encoder is not None:
