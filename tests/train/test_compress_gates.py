@@ -165,7 +165,7 @@ def test_relevance_needs_the_question(tmp_path: Path) -> None:
     errors = {}
     for dependent in (True, False):
         output = tmp_path / f"run-{dependent}"
-        changes = {"arms": "compressed", "max_steps": 300, "rank_weight": 1.0, "query_dependent": dependent}
+        changes = {"arms": "compressed", "max_steps": 200, "rank_weight": 1.0, "query_dependent": dependent}
         trained(tmp_path, output, num_layers=2, **changes)
         rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         errors[dependent] = sum(row["parts"]["rank"] for row in rows[-20:]) / 20
