@@ -133,3 +133,21 @@ def test_ultra_is_not_written_for_gfm_rag(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run", stage="pretrain", model_dir="x.pth", save_pretrained=True)
     with pytest.raises(ConfigError, match="one of ULTRA"):
         gfm.run(config)
+
+
+@pytest.mark.parametrize("changed", ["graph", "questions"])
+def test_a_run_does_not_go_on_with_other_data(changed: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "g", train=[question(i, str(i)) for i in range(6)])
+    config = config_of(tmp_path / "run", folder, save_steps=1)
+    gfm.run(config)
+    gfm.run(config)  # as it was
+    stage = folder / "processed" / "stage1"
+    if changed == "graph":
+        (stage / "kg.txt").write_text("\n".join([*TRIPLES, "person 0,knows,person 1"]) + "\n")
+    else:
+        (stage / "train.json").write_text(json.dumps([question(i + 1, str(i)) for i in range(6)]))
+    longer = config_of(tmp_path / "run", folder, save_steps=1, max_steps=4)
+    with pytest.raises(CheckpointError, match=f"began with other {changed}"):
+        gfm.run(longer)
+    gfm.run(config_of(tmp_path / "run", folder, save_steps=1, resume="never"))
+    gfm.run(config_of(tmp_path / "other", folder, save_steps=1, model_dir=str(tmp_path / "run")))

@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from ragtrain import loop, report
 from ragtrain.data import demo
-from ragtrain.models.folders import SIDECAR
+from ragtrain.errors import CheckpointError
+from ragtrain.models.folders import SIDECAR, read_json
 from ragtrain.models.gfm.export import save_gfm, save_v1
 from ragtrain.models.gfm.model import GraphNetwork
 from ragtrain.models.gfm.ultra import FILE as ULTRA_FILE
@@ -46,6 +47,8 @@ from ragtrain.train.gfm.task import loss_of
 from ragtrain.train.gfm.validate import evaluation_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ragtrain.config.commands import GfmConfig
     from ragtrain.train.gfm.build import GfmParts
 
@@ -77,6 +80,7 @@ def run(config: GfmConfig) -> GfmResult:
         ConfigError: settings do not go together, a model cannot be loaded, or the output folder holds another run.
         DataError: graphs or questions cannot be read, or hold nothing to learn from.
         NumericsError: the loss is not finite.
+        CheckpointError: the run began with other graphs or questions.
         Interrupted: a signal arrived; the state was saved.
     """
     # 1. What to train on, and whether the output folder is free: before anything is built or written.
@@ -90,6 +94,7 @@ def run(config: GfmConfig) -> GfmResult:
         # A dry run of the demo needs the demo, and must leave nothing behind.
         data = read(config, Path(scratch) if config.run.dry_run and not demo.FOLDER.exists() else demo.FOLDER)
         parts = build(config, data)
+    _check_data(config, data.sources)
     plan = describe(config, data, parts)
     report.panel("Plan", list(plan.items()))
     if config.run.dry_run:
@@ -126,6 +131,35 @@ def run(config: GfmConfig) -> GfmResult:
         last = folder.read_metrics()[-1]
         return GfmResult(folder.path, plan, last["step"], last["loss"], dict(last.get("evaluation") or {}))
     return GfmResult(folder.path, plan, step.index, step.loss, dict(step.evaluation or {}))
+
+
+def _check_data(config: GfmConfig, sources: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run whose graphs, questions or text encoder were changed since it began.
+
+    Raises:
+        CheckpointError: they were; the run's ``data.json`` says what they had been.
+    """
+    folder = config.run.output_dir
+    begun = (folder / "data.json").is_file() and any((folder / "checkpoints").glob("step-*"))
+    if not begun or config.run.overwrite or config.loop.resume == "never":
+        return
+    before = read_json(folder / "data.json")
+    for what in ("graphs", "questions", "text_encoder"):
+        there, here = _marks(before.get(what)), _marks(sources.get(what))
+        if what in before and there != here:
+            raise CheckpointError(
+                f"the run began with other {what.replace('_', ' ')}: {', '.join(sorted(there - here)) or 'fewer'} there, "
+                f"{', '.join(sorted(here - there)) or 'fewer'} here", path=folder,
+                hint=f"to learn from what is there now: another --output-dir with --model-dir {folder}, or --resume never",
+            )  # fmt: skip
+
+
+def _marks(about: Any) -> set[str]:  # noqa: ANN401 - of a file
+    """Return the hashes in what ``data.json`` says of graphs, questions or an encoder, wherever their files are."""
+    if isinstance(about, dict) and not {"fingerprint", "sha256"} & about.keys():
+        about = list(about.values())
+    each = about if isinstance(about, list) else [about]
+    return {str(one.get("fingerprint") or one.get("sha256")) for one in each if isinstance(one, dict)}
 
 
 def save(parts: GfmParts, folder: Path) -> None:
