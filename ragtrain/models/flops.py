@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForCausalLM
 
 from ragtrain.errors import ConfigError
+from ragtrain.models.folders import hushed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,25 +43,26 @@ class StackFlops:
     """
 
     def __init__(self, config: Any, *, head: bool) -> None:  # noqa: ANN401
-        own = copy.deepcopy(config)
-        own = own.get_text_config(decoder=True) if head else own
-        own._attn_implementation = "sdpa"
+        """Build the stack without data and count it.
+
+        Raises:
+            ConfigError: it cannot be built or computed without data.
+        """
+        own = copy.deepcopy(config.get_text_config(decoder=True) if head else config)
         if hasattr(own, "quantization_config"):
             del own.quantization_config
-        auto: Any = AutoModelForCausalLM if head else AutoModel
-        try:
-            with torch.device("meta"):
-                self._model: Any = auto.from_config(own).eval()
-        except (ValueError, NotImplementedError) as error:
-            raise ConfigError(
-                f"operations of a {getattr(own, 'model_type', '?')} model cannot be counted: {error}"
-            ) from error
-        known = inspect.signature(self._model.forward).parameters
-        self._last = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-        self._forward = _polynomial(self._count_forward, 2)
         # Past its window a layer's attention costs the same for ever.
-        window = getattr(own, "sliding_window", None) or 0
-        self._step = _polynomial(self._count_step, 1, int(window)) if head else None
+        window = int(getattr(own, "sliding_window", None) or 0)
+        try:
+            self._model = _without_data(own, head=head)
+            known = inspect.signature(self._model.forward).parameters
+            self._last = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+            self._forward = _polynomial(self._count_forward, 2)
+            self._step = _polynomial(self._count_step, 1, window) if head else None
+        # Whatever a network does that needs its numbers fails in a way of its own.
+        except (ValueError, RuntimeError, AssertionError, TypeError, AttributeError) as error:
+            kind = getattr(own, "model_type", type(own).__name__)
+            raise ConfigError(f"operations of a {kind} model cannot be counted: {error}") from error
 
     def forward(self, tokens: int, rows: int = 1) -> int:
         """Return the operations of ``rows`` sequences of ``tokens`` tokens each, read at once."""
@@ -121,14 +124,31 @@ def _spans(config: Any, tokens: int) -> list[int]:  # noqa: ANN401
     return [int(window) - 1 if kinds is None or kinds[i] == "sliding_attention" else tokens for i in range(layers)]
 
 
+def _without_data(config: Any, *, head: bool) -> Any:  # noqa: ANN401
+    """Return the network on the meta device, with torch's own attention where it has that."""
+    auto: Any = AutoModelForCausalLM if head else AutoModel
+    # Experts are products of groups of rows, which torch has in this type only.
+    with torch.device("meta"), hushed():
+        try:
+            return auto.from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).eval()
+        except ValueError:
+            return auto.from_config(config, attn_implementation="eager", dtype=torch.bfloat16).eval()
+
+
 def _ids(tokens: int) -> dict[str, Any]:
     return {"input_ids": torch.zeros(1, tokens, dtype=torch.long, device="meta")}
 
 
 def _counted(work: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    experts = {torch.ops.aten._grouped_mm: _grouped_flops}  # which torch's own table lacks
+    with FlopCounterMode(display=False, custom_mapping=experts) as counter, torch.no_grad():
         work()
     return int(counter.get_total_flops())
+
+
+def _grouped_flops(rows: Sequence[int], _: object, *__: object, out_shape: Sequence[int], **___: object) -> int:
+    """Return the operations of rows that are multiplied with their experts' weights: (tokens, in) to (tokens, out)."""
+    return 2 * math.prod(out_shape) * rows[-1]
 
 
 def _polynomial(count: Callable[[int], int], degree: int, bend: int = 0) -> Callable[[int], int]:

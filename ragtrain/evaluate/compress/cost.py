@@ -7,10 +7,12 @@ every window of it, and every arm writes an answer of the same length; choosing 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import statistics
 from typing import TYPE_CHECKING, Any
 
 from ragtrain.data.compress.records import passage_text
+from ragtrain.errors import ConfigError
 from ragtrain.evaluate.compress.arms import TABLE
 from ragtrain.evaluate.compress.asked import Asked
 from ragtrain.models.flops import StackFlops, cache_bytes, linear_flops
@@ -22,8 +24,24 @@ if TYPE_CHECKING:
     from ragtrain.evaluate.compress.arms import Arm
     from ragtrain.evaluate.compress.subject import Subject
 
+log = logging.getLogger("ragtrain")
+
 #: Controls: nobody would answer like this, and nothing is to be learnt from what it costs.
 _CONTROLS = ("random", "shuffled", "before")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Operations of one question: of compressor and connector, of reading the prompt, of writing after the first token."""
+
+    compress: int
+    prefill: int
+    decode: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.compress + self.prefill + self.decode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,24 +52,15 @@ class Cost:
         context_tokens: positions of the generator that passages or memory take.
         prompt_tokens: positions of the whole prompt.
         compressor_tokens: tokens that the compressor reads, its own and the question among them, over all windows.
-        compress: operations of compressor and connector.
-        prefill: operations of reading the prompt.
-        decode: operations of writing the answer, after its first token.
+        flops: operations; None where they cannot be counted.
         cache_bytes: keys and values of prompt and answer.
     """
 
     context_tokens: int
     prompt_tokens: int
     compressor_tokens: int
-    compress: int
-    prefill: int
-    decode: int
+    flops: Flops | None
     cache_bytes: int
-
-    @property
-    def total(self) -> int:
-        """Operations."""
-        return self.compress + self.prefill + self.decode
 
 
 def measure_cost(
@@ -60,7 +69,8 @@ def measure_cost(
     """Return the mean cost of a question in each arm, at each rate, and what a stored passage takes.
 
     Nothing is computed but sizes: operations are those of the configurations, for every row with its own lengths, without
-    padding and without adapters.
+    padding and without adapters; a network that cannot be counted gives ``None`` for each, and a warning. Keys and values
+    are of the type of the generator's weights.
 
     Args:
         subject: the network.
@@ -103,8 +113,14 @@ class _Counter:
         model = subject.model
         self._config = model.generator.config
         self._dtype = model.generator.dtype
-        self._generator = StackFlops(self._config, head=True)
-        self._compressor = StackFlops(model.compressor.config, head=False)
+        self.known = True
+        try:
+            self._generator = StackFlops(self._config, head=True)
+            self._compressor = StackFlops(model.compressor.config, head=False)
+        except ConfigError as error:
+            # A run of hours is not given up for this.
+            log.warning("%s", error.message)
+            self.known = False
         self._connector = linear_flops(model.connector)
         self._rank = linear_flops(model.rank_head) if model.settings.rank_head else 0
         self._new = new_tokens
@@ -112,13 +128,12 @@ class _Counter:
     def of(self, context: int, prompt: int, windows: Iterable[int] = (), vectors: int = 0) -> Cost:
         """Return the cost of a prompt whose memory comes from windows of so many tokens."""
         lengths = list(windows)
+        size = cache_bytes(self._config, prompt + self._new - 1, bytes_per_value=self._dtype.itemsize)
+        if not self.known:
+            return Cost(context, prompt, sum(lengths), None, size)
         compress = sum(map(self._compressor.forward, lengths)) + self._connector * vectors + self._rank * len(lengths)
-        size = self._dtype.itemsize
-        return Cost(
-            context, prompt, sum(lengths), compress, self._generator.forward(prompt),
-            self._generator.decode(prompt, self._new),
-            cache_bytes(self._config, prompt + self._new - 1, bytes_per_value=size),
-        )  # fmt: skip
+        flops = Flops(compress, self._generator.forward(prompt), self._generator.decode(prompt, self._new))
+        return Cost(context, prompt, sum(lengths), flops, size)
 
 
 def _memory(counter: _Counter, subject: Subject, asked: Asked, rate: int) -> list[Cost]:
@@ -141,11 +156,16 @@ def _means(costs: Sequence[Cost], full: Sequence[Cost]) -> dict[str, Any]:
     def mean(name: str) -> float:
         return statistics.fmean(getattr(cost, name) for cost in costs)
 
+    names = "compress", "prefill", "decode", "total"
+    flops = [cost.flops for cost in costs if cost.flops is not None]
+    means = {name: statistics.fmean(getattr(each, name) for each in flops) for name in names} if flops else None
     return {
         **{name: mean(name) for name in ("context_tokens", "prompt_tokens", "compressor_tokens")},
-        "flops": {name: mean(name) for name in ("compress", "prefill", "decode", "total")},
+        "flops": means,
         "cache_bytes": mean("cache_bytes"),
-        "full_over_this": statistics.fmean(cost.total for cost in full) / mean("total"),
+        "full_over_this": statistics.fmean(cost.flops.total for cost in full if cost.flops) / means["total"]
+        if means
+        else None,
     }
 
 
@@ -160,7 +180,8 @@ def _stored(subject: Subject, asked: Asked, memory: Sequence[Cost], full: Sequen
         "can_be_stored": not subject.model.settings.query_dependent,
     }
     if found["can_be_stored"]:
-        saved = sum(a.total - (b.total - b.compress) for a, b in zip(full, memory, strict=True))
-        made = sum(cost.compress for cost in memory)
+        pairs = [(a.flops, b.flops) for a, b in zip(full, memory, strict=True) if a.flops and b.flops]
+        saved = sum(text.total - own.prefill - own.decode for text, own in pairs)
+        made = sum(own.compress for _, own in pairs)
         found["break_even_questions"] = made / saved if saved > 0 else None
     return found

@@ -291,7 +291,7 @@ class _Point:
 def _point(name: str, values: Mapping[str, Any], cost: Mapping[str, Any], metric: str) -> _Point | None:
     rate, arm = name.partition("@")[2], _arm(name)
     costs = cost["rates"].get(rate) if rate else cost["arms"].get(name)
-    if costs is None or arm is None or not _finite(values[metric]):
+    if costs is None or costs["flops"] is None or arm is None or not _finite(values[metric]):
         return None
     colour, mark = _KINDS[arm.reads]
     return _Point(_label(name), costs["flops"]["total"], values[metric], *_ends(values, metric), colour, mark,

@@ -271,7 +271,9 @@ def test_quality_and_cost(tmp_path: Path, arms: dict, cost: dict, drawn: list[Fi
     assert "rate 32" in seen
     marks = [handle.get_markerfacecolor() == "white" for handle in figure.legends[0].legend_handles]
     assert marks == [TABLE[name.partition("@")[0]].weights == "base" for name in costed]
-    plots.draw_quality_and_cost(tmp_path / "none.png", {"random": arms["random"]}, cost)
+    cost["arms"]["none"]["flops"] = None  # not counted
+    some = {name: arms[name] for name in ("random", "none")}
+    plots.draw_quality_and_cost(tmp_path / "none.png", some, cost)
     assert not (tmp_path / "none.png").exists()
 
 

@@ -15,6 +15,7 @@ from ragtrain.data.compress.prompts import CompressPrompter
 from ragtrain.data.compress.records import CompressExample
 from ragtrain.data.compress.windows import Windower
 from ragtrain.errors import ConfigError
+from ragtrain.evaluate.compress import cost as cost_module
 from ragtrain.evaluate.compress import speed as module
 from ragtrain.evaluate.compress.cost import measure_cost
 from ragtrain.evaluate.compress.peak import PeakBytes
@@ -226,3 +227,18 @@ def test_a_compressor_without_question_reads_less_and_can_be_stored(
     width = subject.model.generator.config.hidden_size
     assert stored["vector_bytes"] == pytest.approx(2 * width * 3 * memory["context_tokens"] / passages)
     assert cache_bytes(subject.model.generator.config, 0) == 0
+
+
+def test_a_network_that_cannot_be_counted_is_told_and_ends_nothing(
+    subject: Subject, rows: list[CompressExample], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConfigError("operations of a strange model cannot be counted")
+
+    monkeypatch.setattr(cost_module, "StackFlops", refuse)
+    with caplog.at_level("WARNING", logger="ragtrain"):
+        found = measure_cost(subject, rows, max_new_tokens=NEW)
+    assert "strange model" in caplog.text
+    assert found["arms"]["full"]["flops"] is None
+    assert found["arms"]["full"]["full_over_this"] is None
+    assert found["arms"]["compressed"]["cache_bytes"] > 0
