@@ -139,8 +139,8 @@ def _read_summary(file: Path) -> dict[str, Any]:
 
 def read_predictions(output: Path) -> list[dict[str, Any]]:
     """Return the lines of an evaluation."""
-    lines = (output / PREDICTIONS_FILE).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    with (output / PREDICTIONS_FILE).open(encoding="utf-8") as file:  # not str.splitlines(): texts hold other line ends
+        return [json.loads(line) for line in file]
 
 
 def write(output: Path, summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:

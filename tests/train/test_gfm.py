@@ -226,6 +226,8 @@ def test_ultra_goes_on_on_a_graph_of_ours(village: Path, tmp_path: Path) -> None
     [
         ({"train_data": "x.json"}, "data.stage=finetune"),
         ({"stage": "finetune", "max_triples": 3}, "data.max_triples"),
+        ({"stage": "finetune", "val_data": "x.json", "val_graphs": ("x",)}, "both say"),
+        ({"stage": "finetune", "val_data": "x.json", "graphs": ("x", "y")}, "names several"),
         ({"stage": "finetune", "bce_weight": 0, "list_weight": 0}, "nothing to learn"),
         ({"refit": True}, "name both"),
         ({"message": "rotate", "hidden_dim": 7}, "must be even"),

@@ -79,9 +79,12 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
     except UnicodeDecodeError as error:
         raise DataError(f"is not UTF-8: {error}", path=path, hint="convert it to UTF-8") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"is no JSON: {error.msg} at column {error.colno}", path=path, line=error.lineno) from error
+        raise DataError(
+            f"is no JSON: {error.msg} at column {error.colno}", path=path, line=error.lineno,
+            hint="correct it there; where the file was cut, write it again",
+        ) from error  # fmt: skip
     except RecursionError as error:
-        raise DataError("is nested too deeply", path=path) from error
+        raise DataError("is nested too deeply", path=path, hint="this is no file of graphs: check the path") from error
 
 
 def _all_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

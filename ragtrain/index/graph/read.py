@@ -6,6 +6,8 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ragtrain.errors import DataError
 from ragtrain.index.graph import read_openie, read_triples, read_v1, read_v2
 from ragtrain.index.graph.lines import BadLines
@@ -80,6 +82,7 @@ def load_graph(path: Path, *, skip_bad_lines: bool = False) -> ReadGraph:
         "skipped_lines": bad.count,
         "repeated_triples": builder.repeated,
         "held_out_in_graph": builder.held_out_in_graph,
+        "held_out_unseen": _unseen(graph),
         **more,
     }
     _tell(path, about)
@@ -97,6 +100,15 @@ def counts(graph: KnowledgeGraph) -> dict[str, Any]:
         "documents": len(graph.documents),
         "documents_without_entities": int((members == 0).sum()),
         "held_out": {split: len(triples) for split, triples in graph.held_out.items()},
+    }
+
+
+def _unseen(graph: KnowledgeGraph) -> dict[str, int]:
+    """Return by split how many held-out triples name an entity or a relation that no triple of the graph has."""
+    entities, relations = graph.triples[:, [0, 2]], graph.triples[:, 1]
+    return {
+        split: int((~(np.isin(rows[:, [0, 2]], entities).all(axis=1) & np.isin(rows[:, 1], relations))).sum())
+        for split, rows in graph.held_out.items()
     }
 
 
@@ -159,6 +171,12 @@ def _tell(path: Path, about: dict[str, Any]) -> None:
         "extractions that are no names or triples": about.get("malformed", 0),
         "held-out triples that the graph has as well": about["held_out_in_graph"],
     }
+    for split, count in about["held_out_unseen"].items():
+        if count:
+            log.warning(
+                "%s: entities or relations that no training triple has, in %s triples that are asked for all the same: %d of %d",
+                path, split, count, about["held_out"][split],
+            )  # fmt: skip
     for what, count in left_out.items():
         if count:
             log.warning("%s: %d %s were left out", path, count, what)

@@ -91,6 +91,7 @@ class TestGfmRag:
         with pytest.raises(DataError, match=name) as error:
             read_graph(v1)
         assert error.value.field == field
+        assert error.value.hint or content == "[1]"
 
     def test_a_line_that_is_not_utf8_is_named(self, v1: Path) -> None:
         (v1 / "processed" / "stage1" / "kg.txt").write_bytes(b"a,b,c\nal\xfb,is,x\n")
@@ -134,6 +135,16 @@ class TestTriples:
         assert named(read.graph, read.graph.held_out["test"]) == [("c", "s", "d")]
         assert read.graph.entities == ("a b", "c", "d", "x")
         assert (read.about["repeated_triples"], read.about["held_out_in_graph"]) == (1, 1)
+
+    def test_names_that_training_does_not_have_are_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (tmp_path / "train.txt").write_text("a\tr\tb\n")
+        (tmp_path / "valid.txt").write_text("b\tr\ta\n")
+        (tmp_path / "test.txt").write_text("a\tr\tnew\na\tother\tb\nb\tr\tb\n")
+        with caplog.at_level("WARNING", logger="ragtrain"):
+            found = load_graph(tmp_path)
+        assert found.about["held_out_unseen"] == {"valid": 0, "test": 2}
+        assert len(found.graph.held_out["test"]) == 3
+        assert "in test triples that are asked for all the same: 2 of 3" in caplog.text
 
     def test_a_relation_in_the_first_column_is_recognised(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
