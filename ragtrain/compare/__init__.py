@@ -7,6 +7,7 @@ questions would show.
 
 reading.py      predictions of a run, ours or others' (foreign.py)
 differences.py  two runs on the same questions: each metric
+attribution.py  retrieval's part of a difference and the reader's, from contexts that were swapped
 questions.py    fixed, broken, both wrong, and by whom; slices
 several.py      more than two runs: wins, seeds, quality against cost
 gates.py        conditions that are to be met
@@ -22,7 +23,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
-from ragtrain.compare import gates, markdown, page, plots, several
+from ragtrain.compare import attribution, gates, markdown, page, plots, several
 from ragtrain.compare.differences import Comparison, Difference, compare, depths, describe, difference, label
 from ragtrain.compare.reading import Answered, Run, read_run, read_runs
 from ragtrain.compare.show import show
@@ -66,6 +67,7 @@ class CompareResult:
         seeds: each method against the first, where runs were grouped.
         pareto: quality against each cost that is measured.
         gates: conditions, met or not.
+        attribution: parts of the difference of the first two runs, where contexts were swapped.
     """
 
     runs: tuple[str, ...]
@@ -77,6 +79,7 @@ class CompareResult:
     seeds: tuple[dict[str, Any], ...] = ()
     pareto: dict[str, list[several.Point]] = dataclasses.field(default_factory=dict)
     gates: tuple[gates.Judged, ...] = ()
+    attribution: tuple[attribution.Attribution, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form: what is not a number is null."""
@@ -119,7 +122,7 @@ def run(config: CompareConfig) -> CompareResult:
         wins=several.wins(runs, metric, config.tolerance) if len(runs) > 2 and shared else None,
         seeds=tuple(_seeds(runs, metric, config)),
         pareto={cost: points for cost in several.COSTS if (points := several.pareto(runs, metric, cost))},
-        gates=tuple(judged),
+        gates=tuple(judged), attribution=tuple(_attribution(runs, config)),
     )  # fmt: skip
     for comparison, other in zip(comparisons, runs[1:], strict=True):
         show(comparison, runs[0], other, config)
@@ -127,6 +130,14 @@ def run(config: CompareConfig) -> CompareResult:
     if unmet := [f"{each.gate} (it is {each.value:.4g})" for each in judged if not each.met]:
         raise GateError(f"not met: {'; '.join(unmet)}", hint="the comparison itself is complete")
     return result
+
+
+def _attribution(runs: list[Run], config: CompareConfig) -> list[attribution.Attribution]:
+    if config.swapped is None:
+        return []
+    if len(runs) != 2:
+        raise ConfigError(f"--swapped is of two runs, and {len(runs)} are given")
+    return attribution.attribute(runs[0], read_runs([config.swapped])[0], runs[1], config)
 
 
 def _seeds(runs: list[Run], metric: str, config: CompareConfig) -> list[dict[str, Any]]:

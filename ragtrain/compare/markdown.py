@@ -45,6 +45,11 @@ def _lines(result: CompareResult, runs: Sequence[Run]) -> Iterator[str]:
             for i, (letter, name, counts) in enumerate(zip(letters, result.wins.names, result.wins.counts, strict=True))
         ]
         yield from _table(("of, over", *letters), rows)
+    if result.attribution:
+        yield from ("", "## Whose doing", "")
+        yield from (
+            f"- {label(each.metric)}: {_escaped(each.sentence)} ({each.n} questions)." for each in result.attribution
+        )
     for cost, found in result.pareto.items():
         yield from ("", f"## Quality against {cost}", "")
         yield from _table(

@@ -183,6 +183,13 @@ def _several(result: CompareResult) -> Iterator[str]:
             [(f"{letter} {name}", *("" if i == j else str(count) for j, count in enumerate(counts)))
              for i, (letter, name, counts) in enumerate(zip(letters, result.wins.names, result.wins.counts, strict=True))],
         )  # fmt: skip
+    if result.attribution:
+        yield "<h2>Whose doing</h2><ul>"
+        yield from (
+            f"<li>{_text(label(each.metric))}: {_text(each.sentence)} ({each.n} questions)</li>"
+            for each in result.attribution
+        )
+        yield "</ul>"
     for cost, found in result.pareto.items():
         yield f"<h2>Quality against {_text(cost)}</h2>"
         yield _table(

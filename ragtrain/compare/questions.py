@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from ragtrain import metrics
+from ragtrain.data import kinds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,22 +19,6 @@ Cause = Literal["retrieval", "reader", "unknown"]
 OUTCOMES: tuple[Outcome, ...] = ("fixed", "broken", "both right", "both wrong")
 #: Fewer questions than this say nothing of a slice.
 SMALLEST_SLICE = 10
-_FIRST_WORDS = (
-    "who",
-    "what",
-    "when",
-    "where",
-    "which",
-    "why",
-    "how many",
-    "how",
-    "is",
-    "are",
-    "was",
-    "did",
-    "does",
-    "do",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +83,14 @@ def counts(changed: Sequence[Changed]) -> dict[str, Any]:
 
 def slices(a: Run, b: Run, ids: Sequence[str], metric: str, config: CompareConfig) -> list[Slice]:
     """Return the difference of one metric for each kind of question that has enough of them."""
-    kinds: Mapping[str, Callable[[Answered], str | None]] = {
+    values: Mapping[str, Callable[[Answered], str | None]] = {
         "first word": question_type,
         "words of the answer": _answer_length,
         "A read an answer": lambda each: _told(each.read_answer),
         "B read an answer": lambda each: _told(b.answered[each.id].read_answer),
     }
     found: list[Slice] = []
-    for kind, value_of in kinds.items():
+    for kind, value_of in values.items():
         groups: dict[str, list[str]] = {}
         for each in ids:
             value = value_of(a.answered[each])
@@ -129,20 +113,11 @@ def slices(a: Run, b: Run, ids: Sequence[str], metric: str, config: CompareConfi
 
 def question_type(answered: Answered) -> str | None:
     """Return the question word that a question begins with, or that stands in it first."""
-    text = answered.question.casefold()
-    if not text:
-        return None
-    first = next((word for word in _FIRST_WORDS if text.startswith(word + " ")), None)
-    if first is None:
-        within = re.search(r"\b(who|what|when|where|which|why|how)\b", text)
-        first = within.group(1) if within else None
-    return "yes or no" if first in ("is", "are", "was", "did", "does", "do") else first or "other"
+    return kinds.question_type(answered.question)
 
 
 def _answer_length(answered: Answered) -> str | None:
-    lengths = [len(metrics.normalize_answer(each).split()) for each in answered.answers]
-    shortest = min(lengths, default=0)
-    return "1" if shortest <= 1 else "2 or 3" if shortest <= 3 else "4 or more"
+    return kinds.answer_length(answered.answers)
 
 
 def _told(value: bool | None) -> str | None:

@@ -104,13 +104,16 @@ def show_several(result: CompareResult) -> None:
             for i, (name, counts) in enumerate(zip(names, result.wins.counts, strict=True))
         ]
         report.table(f"questions won, by {label(result.wins.metric)}", columns, rows)
-    for each in result.seeds:
+    for each in result.attribution:
+        log.info("%s: %s (%d questions; retrieval fixes %d and breaks %d, the reader %d and %d)", label(each.metric),
+                 each.sentence, each.n, each.retrieval.fixed, each.retrieval.broken, each.reader.fixed, each.reader.broken)  # fmt: skip
+    for seed in result.seeds:
         log.info(
             "%s over seeds: B (%d, as %s) - A (%d, as %s) is %+.1f points, [%+.1f, %+.1f] over questions and seeds, [%+.1f, %+.1f] "
             "over questions alone; means of seeds vary by %s (A) and %s points (B)",
-            label(each["metric"]), each["seeds_b"], each["b"], each["seeds_a"], each["a"],
-            *(100 * each[name] for name in ("delta", "low", "high", "questions_low", "questions_high")),
-            points(each["seed_sd_a"]), points(each["seed_sd_b"]),
+            label(seed["metric"]), seed["seeds_b"], seed["b"], seed["seeds_a"], seed["a"],
+            *(100 * seed[name] for name in ("delta", "low", "high", "questions_low", "questions_high")),
+            points(seed["seed_sd_a"]), points(seed["seed_sd_b"]),
         )  # fmt: skip
     for cost, found in result.pareto.items():
         rows = [

@@ -267,3 +267,30 @@ def test_a_large_comparison_stays_small(tmp_path: Path, monkeypatch: pytest.Monk
     assert kept[0], "changed questions come first"
     assert not kept[-1]
     assert found["answers"][0][-1][4] == 1
+
+
+def test_a_difference_falls_into_the_parts_of_retrieval_and_reader(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rows(right: set[int], passage: str) -> list[dict[str, Any]]:
+        return [
+            {**row(f"q{i}", RIGHT if i in right else WRONG), "documents": [{"id": passage, "title": "", "text": "x"}]}
+            for i in range(20)
+        ]
+
+    a = write_run(tmp_path / "a", rows(set(range(5)), "1"))
+    b = write_run(tmp_path / "b", rows(set(range(2, 12)), "2"))
+    swapped = write_run(tmp_path / "s", rows(set(range(1, 8)), "2"))
+    with caplog.at_level("INFO", "ragtrain"):
+        result = compare.run(config(a, b, swapped=swapped, md=tmp_path / "c.md", html=tmp_path / "c.html"))
+    em = result.attribution[0]
+    assert em.retrieval.delta + em.reader.delta == pytest.approx(result.comparisons[0].differences[0].delta)
+    assert (em.retrieval.delta, em.retrieval.fixed, em.retrieval.broken) == (pytest.approx(0.1), 3, 1)
+    assert (em.reader.delta, em.reader.fixed, em.reader.broken) == (pytest.approx(0.15), 4, 1)
+    assert em.same_passages == 1.0
+    assert "other passages to the same reader +10.0" in caplog.text
+    assert "Whose doing" in (tmp_path / "c.md").read_text()
+    with pytest.raises(DataError, match="only 0% of its questions"):
+        compare.run(config(a, b, swapped=a))
+    with pytest.raises(ConfigError, match="two runs, and 3"):
+        compare.run(config(a, b, b, swapped=swapped))

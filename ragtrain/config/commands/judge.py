@@ -105,6 +105,9 @@ class CompareConfig(Command):
     FlashRAG's intermediate_data.json, lm-eval's samples, or tables with the columns id and prediction."""
     intersect: bool = False
     """Compare the questions that all runs answered instead of refusing runs on different questions."""
+    swapped: Path | None = None
+    """Evaluation of the first run on the passages of the second (``ragtrain eval --model-dir A --contexts-from B``): says how much
+    of the difference is retrieval's and how much the reader's."""
     group_seeds: bool = False
     """Take runs whose configurations agree but for the seed as one method, and keep the chance of seeds apart from that of
     questions."""
