@@ -37,6 +37,7 @@ from ragtrain.evaluate.compress.subject import Subject
 from ragtrain.models.causal import positions_of
 from ragtrain.models.compress.build import build_compress
 from ragtrain.models.compress.export import load_compress
+from ragtrain.models.folders import hushed
 from ragtrain.records import Document
 from ragtrain.report import table
 
@@ -117,7 +118,8 @@ def made(given: argparse.Namespace, scratch: Path) -> Subject:
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     config = make(**shape, **ends, max_position_embeddings=32768)
     network = _causal(config, given)
-    network.save_pretrained(generator)
+    with hushed():
+        network.save_pretrained(generator)
     tokenizer.save_pretrained(generator)
     del network
     ids: dict[str, Any] = dict.fromkeys(
