@@ -5,6 +5,7 @@ Read are, recognised by their fields:
 * questions of GFM-RAG 1.0 (``processed/stage1/{train,test}.json``): ``question_entities``, ``supporting_entities`` and
   ``supporting_facts`` by name and title; the raw files, which have the last only, are questions that nothing is linked to;
 * of 2.0: ``start_nodes`` and ``target_nodes`` by type, ``supporting_documents``;
+* questions of datasets, as ``ragtrain data fetch`` writes them: of their ``documents`` those that are gold, by id or title;
 * our own JSON lines, by name and document id, so that they hold for a graph to which documents are added::
 
     {"id", "question", "answers", "entities", "supporting_entities", "supporting_documents", "missing_documents", "hops"}
@@ -187,7 +188,8 @@ class _Reader:
         if not isinstance(record, dict):
             raise BadRecordError(f"expected an object with a question, found {kind_of(record)}")
         text = text_of(record, "question")
-        identifier = str(record.get("id", record.get("_id", "")) or content_id(text))
+        given = next((record[name] for name in ("id", "_id") if record.get(name) not in (None, "")), None)
+        identifier = content_id(text) if given is None else str(given)
         documents, missing = self._support(record)
         entities, unknown = self._ids(_names(record, "entities", "question_entities", "start_nodes"))
         self.counts.unknown_entities += unknown
@@ -210,7 +212,7 @@ class _Reader:
 
     def _support(self, record: dict[str, Any]) -> tuple[tuple[int, ...], int]:
         """Return the places of supporting documents, and how many the graph does not have."""
-        titles = _titles(record)
+        titles = _titles(record) or self._gold(record)
         places: dict[int, None] = {}
         missing = 0
         for title in titles:
@@ -224,6 +226,18 @@ class _Reader:
             raise BadRecordError(f"expected a count, found {kind_of(given)} {given!r}", "missing_documents")
         self.counts.missing_documents += missing + given
         return tuple(places), missing + given
+
+    def _gold(self, record: dict[str, Any]) -> list[str]:
+        """Return ids or titles of the documents that a question of a dataset marks as gold; ids where the graph has them."""
+        documents = record.get("documents")
+        gold = [d for d in documents if isinstance(d, dict) and d.get("is_gold")] if isinstance(documents, list) else []
+        names: dict[str, None] = {}
+        for document in gold:
+            identifier, title = str(document.get("id", "")), str(document.get("title") or "")
+            place = self._documents.get(identifier)
+            same = place is not None and self.graph.documents[place].title == title
+            names[identifier if same or not title else title] = None
+        return list(names)
 
     def _supporting_entities(self, record: dict[str, Any], documents: Sequence[int]) -> tuple[int, ...]:
         """Return the supporting entities that the record names; where it names none, those of its documents."""
@@ -301,7 +315,7 @@ def _tell(path: Path, counts: QuestionCounts) -> None:
     }
     for what, count in without.items():
         if count:
-            log.warning("%s: %d %s", path, count, what)
+            log.warning("%s: %s: %d", path, what, count)
 
 
 def cut_questions(

@@ -24,12 +24,14 @@ def describe(config: GfmConfig, data: GfmData, parts: GfmParts) -> dict[str, Any
     trained = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     state = memory.state_bytes(parts.model)
     held = max(_held(config, parts, each) for each in data.train)
-    pretrain = config.data.stage == "pretrain"
+    pretrain, settings = config.data.stage == "pretrain", parts.model.network.settings
     return {
         "stage": config.data.stage,
         "graphs": "; ".join(_told(each) for each in data.train),
         "training " + ("triples" if pretrain else "questions"): _count(parts, data, pretrain=pretrain),
         "validation": sum(len(each.held_out) if pretrain else len(each.validation) for each in data.validation),
+        "network": f"{settings.num_layers} layers of {settings.hidden_dim}"
+        + (f", from {config.model.model_dir}" if config.model.model_dir is not None else ""),
         "text encoder": f"{data.text_encoder} ({data.text_dim} dimensions)"
         if data.text_encoder
         else "none: ULTRA reads no names",
