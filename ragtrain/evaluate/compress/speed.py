@@ -30,7 +30,6 @@ import torch
 
 from ragtrain import metrics
 from ragtrain.errors import ConfigError
-from ragtrain.evaluate.answers import BOOTSTRAP_SAMPLES
 from ragtrain.evaluate.compress.peak import PeakBytes
 from ragtrain.models.compress.generate import CompressPrompt, padded
 from ragtrain.models.compress.model import evaluating
@@ -308,7 +307,7 @@ def _ratios(passes: dict[str, list[_Pass]]) -> dict[str, dict[str, float]]:
             math.log(getattr(full, name) / getattr(memory, name))
             for full, memory in zip(passes[FULL], passes[MEMORY], strict=True)
         ]
-        low, high = metrics.bootstrap_mean(logs, BOOTSTRAP_SAMPLES, 0, 0.95)
+        low, high = metrics.bootstrap_mean(logs)
         found[name] = {"ratio": math.exp(math.fsum(logs) / len(logs)), "low": math.exp(low), "high": math.exp(high)}
     return found
 
