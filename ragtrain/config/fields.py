@@ -197,10 +197,10 @@ def _is_null(shape: Shape, text: str) -> bool:
     return lowered in NULLS or (lowered == "none" and (shape.scalar is not str or bool(shape.choices)))
 
 
-def parse_list(text: str) -> list[str]:
-    """Split ``a,b`` or ``[a, b]`` into its items; ``null`` and ``none`` are the empty list."""
+def parse_list(text: str, *, empty: bool = True) -> list[str]:
+    """Split ``a,b`` or ``[a, b]`` into its items; ``null`` and, with ``empty``, ``none`` are the empty list."""
     text = text.strip()
-    if text.lower() in (*NULLS, "none"):
+    if text.lower() in (*NULLS, *(("none",) if empty else ())):
         return []
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]

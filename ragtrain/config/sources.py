@@ -319,7 +319,13 @@ def _flag_value(shape: fields.Shape, given: object) -> object:
     if isinstance(given, str):
         return fields.parse_text(shape, given)
     if shape.many and isinstance(given, (list, tuple)):
-        return [part for item in given for part in (fields.parse_list(item) if isinstance(item, str) else [item])]
+        # Alone ``none`` is the empty list; beside others it can only be the name of something.
+        alone = len(given) == 1
+        return [
+            part
+            for item in given
+            for part in (fields.parse_list(item, empty=alone) if isinstance(item, str) else [item])
+        ]
     return given
 
 

@@ -86,6 +86,13 @@ def test_what_cannot_be_had_is_refused(word: str, said: str) -> None:
         load_config(CompressConfig, overrides=[word])
 
 
+def test_an_arm_named_none_is_not_the_empty_list() -> None:
+    """Alone it is, as everywhere: ``trackers=none``."""
+    for flags in ({"arms": ["none", "compressed"]}, {"arms": "none,compressed"}, {"arms": ("none,compressed",)}):
+        assert load_config(CompressConfig, flags=flags).config.evaluation.arms == ("none", "compressed")
+    assert load_config(CompressConfig, flags={"arms": ["none"]}).config.evaluation.arms == ()
+
+
 def test_the_defaults_are_those_of_the_guide_where_it_has_some() -> None:
     config = CompressConfig()
     assert config.run.output_dir == Path("training_with_eval")

@@ -11,13 +11,13 @@ import yaml
 
 from ragtrain.cli import main
 from ragtrain.config import bundled, fields
-from ragtrain.config.commands import GfmConfig, RagConfig, SftConfig
+from ragtrain.config.commands import CompressConfig, GfmConfig, RagConfig, SftConfig
 from ragtrain.config.load import load_config
 from ragtrain.config.training import LoraConfig
 
 ROOT = Path(__file__).parents[2]
 NAMES = bundled.names()
-MODELS = {"sft": SftConfig, "rag": RagConfig, "gfm": GfmConfig}
+MODELS = {"sft": SftConfig, "rag": RagConfig, "gfm": GfmConfig, "compress": CompressConfig}
 
 
 def run(words, capsys, code=0):
