@@ -83,6 +83,9 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult:
         raise DataError("this graph has no documents to retrieve", path=path)
     asked = _linked(questions_of(config, retriever, scorer), scorer)
     asked = dataclasses.replace(asked, questions=_drawn(asked.questions, config))
+    if not any(each.supporting_documents or each.missing_documents for each in asked.questions):
+        log.warning("%s: no question says which documents answer it: rankings are written, and nothing is measured",
+                    asked.file.path)  # fmt: skip
     dense = None if config.index_path is None else Dense(config.index_path, graph, device)
     if dense is not None and dense.without:
         log.warning("%s has %d of the graph's %d documents; the others have no vector", config.index_path,

@@ -113,6 +113,29 @@ def test_start_and_target_nodes_by_type(graph: KnowledgeGraph, tmp_path: Path) -
     assert question.answers == ("a", "b")
 
 
+def test_gold_documents_of_a_dataset(graph: KnowledgeGraph, tmp_path: Path) -> None:
+    """By id where the title is the same, else by title; ids of another corpus mean nothing."""
+    second = {"id": "Vienna#2", "title": "Vienna", "text": "", "is_gold": True}
+    assert graph.documents[1].id == "Vienna#2"
+    documents = [
+        {**second, "title": graph.documents[1].title},
+        {"id": "Vienna", "title": "Austria", "text": "", "is_gold": True},
+        {"id": "x", "title": "Nowhere", "text": "", "is_gold": True},
+        {"id": "y", "title": "Vienna", "text": "", "is_gold": False},
+    ]
+    record = {"id": 0, "question": "?", "answers": ["a"], "documents": documents}
+    question = read_graph_questions(written(tmp_path / "q.json", record), graph).questions[0]
+    assert question.supporting_documents == (1, 2, 3)
+    assert question.missing_documents == 1
+
+
+def test_ids_are_kept_as_they_stand(graph: KnowledgeGraph, tmp_path: Path) -> None:
+    rows = ({"id": 0, "question": "a"}, {"id": None, "_id": "b", "question": "b"}, {"id": "", "question": "c"})
+    ids = [question.id for question in read_graph_questions(written(tmp_path / "q.json", *rows), graph).questions]
+    assert ids[:2] == ["0", "b"]
+    assert len(ids[2]) == 16
+
+
 @pytest.mark.parametrize(
     ("record", "hops"),
     [

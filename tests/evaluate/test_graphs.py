@@ -254,6 +254,21 @@ def test_questions_without_entities_are_linked_by_name(trained: Path, tmp_path: 
     assert result.summary["unlinked"] == 1
 
 
+def test_questions_of_a_dataset_are_measured_and_those_without_documents_are_told(
+    trained: Path, graph: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    document = load_graph(graph).graph.documents[0]
+    gold = [{"id": document.id, "title": document.title, "text": document.text, "is_gold": True}]
+    for name, documents in (("gold", gold), ("none", [])):
+        row = {"id": "1", "question": f"What of {document.title}?", "answers": ["x"], "documents": documents}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    found = run(EvalConfig(model_dir=str(trained), test_data=tmp_path / "gold.jsonl", output_dir=tmp_path / "gold"))
+    assert found.metrics["recall@20"] == 1.0
+    assert "nothing is measured" not in caplog.text
+    run(EvalConfig(model_dir=str(trained), test_data=tmp_path / "none.jsonl", output_dir=tmp_path / "none"))
+    assert "nothing is measured" in caplog.text
+
+
 def test_another_graph(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = village(tmp_path / "other", 5)
     with caplog.at_level(logging.INFO, "ragtrain"):
