@@ -239,7 +239,7 @@ def test_bootstrap_mean_is_seeded_and_chunks_change_nothing(monkeypatch: pytest.
     whole = metrics.bootstrap_mean(values, samples=999, seed=5)
     assert whole == metrics.bootstrap_mean(values, samples=999, seed=5)
     assert whole != metrics.bootstrap_mean(values, samples=999, seed=6)
-    monkeypatch.setattr(metrics, "_CHUNK_CELLS", 2000)
+    monkeypatch.setattr(metrics.intervals, "_CHUNK_CELLS", 2000)
     assert metrics.bootstrap_mean(values, samples=999, seed=5) == whole
     assert all(math.isnan(end) for end in metrics.bootstrap_mean([]))
     assert metrics.bootstrap_mean([0.5, 0.5, 0.5]) == pytest.approx((0.5, 0.5))
