@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from ragtrain.prepare.graph.words import FUNCTION_WORDS
+from ragtrain.prepare.graph.words import FUNCTION_WORDS, spelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,7 +84,7 @@ def _phrase(keys: Sequence[str]) -> str:
     kept = kept[-_LONGEST:]
     while kept and kept[0] in _LEADING:
         kept.pop(0)
-    return " ".join(kept)
+    return spelled(kept)
 
 
 def _between(words: Words, head: Mention, keys: Sequence[str], phrase: str | None = None) -> str:
@@ -110,4 +110,4 @@ def _part_of(words: Words, head: Mention) -> str:
     start = place
     while start > 0 and place - start < 2 and not words.first[start] and words.keys[start - 1] not in FUNCTION_WORDS:
         start -= 1
-    return " ".join(words.keys[start : place + 1]) if start < place else ""
+    return spelled(words.keys[start : place + 1]) if start < place else ""

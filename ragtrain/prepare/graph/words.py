@@ -24,6 +24,8 @@ _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}
 # Signs behind a word belong to it: C, C++ and C# are three names.
 _WORD = regex.compile(rf"\p{{N}}+(?:[.,]\p{{N}}+)+|[{_UNSPACED}]\p{{M}}*|[^\W_{_UNSPACED}][[\w\p{{M}}]--[_{_UNSPACED}]]*[+#]*",
                       regex.V1)  # fmt: skip
+_UNSPACED_START = regex.compile(rf"[{_UNSPACED}]", regex.V1)
+_UNSPACED_END = regex.compile(rf"[{_UNSPACED}]\p{{M}}*$", regex.V1)
 _END = regex.compile(r"[!?。！？…\n]|\.(?=[\s\"'”’)\]]|$)")
 _JOINED = frozenset({" ", "\u00a0", "-", "‐", "–", "'", "’", "", "."})
 _SHORTENED = "st dr mr mrs ms jr sr mt ft no gen lt col capt sgt prof rev hon vs"
@@ -98,6 +100,15 @@ def _abbreviated(words: Words) -> bool:
 def key_of(name: str) -> Key:
     """Return the key of a name: its words without regard to case, spacing and punctuation between them."""
     return tuple(words_of(name).keys)
+
+
+def spelled(keys: Iterable[str]) -> str:
+    """Return words as one text: with spaces between them, but for scripts that are written without."""
+    text = ""
+    for key in keys:
+        close = text and _UNSPACED_END.search(text) and _UNSPACED_START.match(key)
+        text += key if close or not text else f" {key}"
+    return text
 
 
 def folded(name: str) -> str:

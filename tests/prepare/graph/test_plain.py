@@ -10,7 +10,7 @@ from ragtrain.prepare.graph import plain
 from ragtrain.prepare.graph.mentions import Mention, NameTree, find_capitals, find_mentions, find_names, plain_title
 from ragtrain.prepare.graph.openie import graph_of
 from ragtrain.prepare.graph.phrases import relate
-from ragtrain.prepare.graph.words import Usage, folded, key_of, words_of
+from ragtrain.prepare.graph.words import Usage, folded, key_of, spelled, words_of
 from ragtrain.records import Passage
 
 
@@ -140,6 +140,16 @@ def test_relations_have_at_most_five_words_and_the_part_before() -> None:
     for own in (frozenset(), frozenset({("norway",)})):
         for _, phrase, _ in relate(words, mentions, own):
             assert len(phrase.split()) <= 8
+
+
+def test_relations_of_scripts_without_spaces_have_none() -> None:
+    found = plain.extract(
+        [Passage("a", "奧地利", "奧地利的首都是維也納。"), Passage("b", "維也納", "維也納是城市。")],
+        max_mentions=9,
+        min_documents=1,
+    )
+    assert ("奧地利", "的首都是", "維也納") in found[0].triples
+    assert spelled(["is", "the", "首", "都", "of"]) == "is the 首都 of"
 
 
 def test_titles_without_what_tells_them_apart() -> None:
