@@ -29,15 +29,12 @@ def make_connector(width: int, out: int, hidden: int | None, *, identity: bool) 
 
 @torch.no_grad()
 def match_scale(connector: nn.Module, states: Tensor, target: float) -> None:
-    """Scale the last layer so that what comes out is as large as embeddings are.
-
-    A residual stream keeps the size of what enters it: vectors many times larger than embeddings would drown what layers
-    add to them, and make their neighbours' attention pay for it until training has shrunk them.
+    """Scale the last layer so that what comes out has a size.
 
     Args:
         connector: of ``make_connector``; one that is nothing is left alone.
         states: (n, width) such as the compressor gives.
-        target: root mean square of the generator's embeddings.
+        target: root mean square of what is to come out.
     """
     if not isinstance(connector, nn.Sequential):
         return

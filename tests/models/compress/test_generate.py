@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from types import SimpleNamespace
 
@@ -34,12 +35,12 @@ def test_a_batch_is_one_by_one(kind: str, make: SimpleNamespace) -> None:
     together = generate(made.model, made.tokenizers.generator, prompts, batch_size=4, **settings)
     apart = [generate(made.model, made.tokenizers.generator, [one], batch_size=1, **settings)[0] for one in prompts]
     assert [one.text for one in together] == [one.text for one in apart]
-    assert len({one.text for one in together}) == len(prompts)
     # Logits too, which say more than words.
     inputs, mask = padded(made.model, prompts)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         logits = made.model.generator(**inputs, attention_mask=mask, position_ids=positions).logits[:, -1]
+        assert not any(torch.allclose(one, other, atol=0.1) for one, other in itertools.combinations(logits, 2))
         for row, prompt in zip(logits, prompts, strict=True):
             alone, _ = padded(made.model, [prompt])
             torch.testing.assert_close(row, made.model.generator(**alone).logits[0, -1], rtol=1e-4, atol=1e-4)
