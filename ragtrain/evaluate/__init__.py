@@ -60,7 +60,7 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         "a graph model, which writes no answers",
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
-            "max_new_tokens", "question_key", "answer_key", "compression_rate",
+            "max_new_tokens", "question_key", "answer_key", "compression_rate", "compat",
         ),
     ),
     "links": (
@@ -68,12 +68,14 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
             "max_new_tokens", "question_key", "answer_key", "test_data", "index_path", "n_docs", "recall_at", "fusion", "compression_rate",
+            "compat",
         ),
     ),
     "compress": (
         "a run of train compress",
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "graph", "fusion", "recall_at",
+            "compat",
         ),
     ),
 }  # fmt: skip

@@ -41,6 +41,7 @@ class PromptedSettings:
         confidence: level of the intervals.
         precision: arithmetic of the network.
         progress: what a progress display calls the work; None shows none.
+        compat: whose rules exact match and F1 follow.
     """
 
     max_new_tokens: int = 64
@@ -51,6 +52,7 @@ class PromptedSettings:
     confidence: float = 0.95
     precision: Literal["no", "bf16", "fp16"] = "no"
     progress: str | None = None
+    compat: metrics.Compat = "squad"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,8 +235,8 @@ def _record(
         answers=tuple(answers),
         prediction=prediction,
         output=written.text,
-        em=metrics.exact_match(prediction, answers),
-        f1=metrics.f1(prediction, answers),
+        em=metrics.score("em", prediction, answers, settings.compat),
+        f1=metrics.score("f1", prediction, answers, settings.compat),
         first_hit=metrics.first_hit(answers, (document.text for document in (found or ())[:depth])),
         depth=depth,
         answer_in_prompt=any(document.has_answer for document in documents),

@@ -21,11 +21,13 @@ from __future__ import annotations
 from ragtrain.metrics.answers import contains, exact_match, f1, recall_em
 from ragtrain.metrics.compat import (
     Compat,
+    Score,
     answer_scores,
     grounding_scores,
     kilt_r_precision,
     kilt_recall_at,
     ranking_scores,
+    score,
 )
 from ragtrain.metrics.grounding import answer_in_context, k_precision, quoted_spans, quoted_support
 from ragtrain.metrics.intervals import bootstrap_mean, paired_bootstrap, wilson
@@ -43,6 +45,7 @@ from ragtrain.metrics.words import answer_matrix, answer_recall, first_hit, has_
 
 __all__ = [
     "Compat",
+    "Score",
     "answer_in_context",
     "answer_matrix",
     "answer_recall",
@@ -75,5 +78,6 @@ __all__ = [
     "recall_em",
     "reciprocal_rank",
     "rouge_l",
+    "score",
     "wilson",
 ]

@@ -4,9 +4,8 @@ squad    what the functions of this package do: EM and F1 of SQuAD's ``evaluate-
 kilt     EM, F1 and ROUGE-L of KILT's ``eval_downstream.py``; R-precision and recall@k of its ``eval_retrieval.py``
 ragfit   EM, F1, StringEM and RecallEM of RAG-FiT's ``evaluation/metrics.py``, ROUGE-L as it takes it from ``evaluate``
 
-What a benchmark has no rule for is scored as under ``squad``. Where its script would stop with an error (KILT's without any
-answer to compare with) there is no score, and the question is missing; an empty prediction alone is wrong instead, because a
-model that says nothing must not gain by it.
+What a benchmark has no rule for is scored as under ``squad``: questions without an answer too, over which the scripts of the
+other two would stop. KILT's refuses empty predictions as well; they are wrong here.
 """
 
 from __future__ import annotations
@@ -23,31 +22,42 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 
 Compat = Literal["squad", "kilt", "ragfit"]
+Score = Literal["em", "f1", "contains", "rouge_l", "bleu", "chrf"]
+
+
+def score(name: Score, prediction: str, answers: Sequence[str], compat: Compat = "squad") -> float:
+    """Return one score of a prediction against right answers, each of which will do, 0 to 1.
+
+    Args:
+        name: of the score.
+        prediction: the answer given.
+        answers: right answers; none means that no answer is right.
+        compat: whose rules count.
+    """
+    if not (any(map(str.strip, answers)) if compat == "kilt" else answers):
+        return _SQUAD[name](prediction, answers)
+    return _RULES[compat].get(name, _SQUAD[name])(prediction, answers)
 
 
 def answer_scores(
     prediction: str, answers: Sequence[str], groups: Sequence[Sequence[str]] = (), compat: Compat = "squad"
 ) -> dict[str, float]:
-    """Return the scores of a prediction against right answers; those that are not defined for it are left out.
+    """Return all scores of a prediction against right answers: those of ``score``, and those of groups.
 
-    ``em``, ``f1``, ``contains``, ``rouge_l``, ``bleu``, ``chrf``; ``recall_em``, the share of groups found; under ``ragfit``
-    its StringEM as ``string_em`` too.
+    Of groups, which ASQA has, ``recall_em`` is the share that the prediction gives; under ``ragfit`` ``recall_em`` is that
+    program's RecallEM, which knows no groups, and its StringEM comes as ``string_em``. What is not defined is left out.
 
     Args:
         prediction: the answer given.
-        answers: right answers, each of which will do.
-        groups: answers of which one of each group has to be given (ASQA); without them all answers are one group.
+        answers: right answers, each of which will do; without groups, they are one.
+        groups: answers of which one of each group has to be given.
         compat: whose rules count.
     """
-    own = _RULES[compat]
-    scores = {name: (own.get(name) or rule)(prediction, answers) for name, rule in _SQUAD.items()}
+    scores: dict[str, float] = {name: score(name, prediction, answers, compat) for name in _SQUAD}
     if compat == "ragfit":
-        scores["recall_em"] = _ragfit_recall(prediction, answers)
-        if groups:
-            scores["string_em"] = _ragfit_string_em(prediction, groups)
-    else:
-        scores["recall_em"] = by_squad.recall_em(prediction, groups or (answers,))
-    return _defined(scores)
+        recalls = {"recall_em": _ragfit_recall(prediction, answers)}
+        return {**scores, **recalls, **({"string_em": _ragfit_string_em(prediction, groups)} if groups else {})}
+    return _defined({**scores, "recall_em": by_squad.recall_em(prediction, groups or (answers,))})
 
 
 def grounding_scores(prediction: str, texts: Sequence[str]) -> dict[str, float]:
@@ -94,8 +104,8 @@ def _defined(scores: Mapping[str, float]) -> dict[str, float]:
 # --- KILT -------------------------------------------------------------------------------------------------------------
 
 
-def _best_of(score: Callable[[str, str], float], prediction: str, answers: Iterable[str]) -> float:
-    return max((score(prediction, answer) for answer in answers), default=math.nan)
+def _best_of(rule: Callable[[str, str], float], prediction: str, answers: Iterable[str]) -> float:
+    return max(rule(prediction, answer) for answer in answers)
 
 
 def _plain_em(prediction: str, answer: str) -> float:
@@ -108,13 +118,12 @@ def _plain_f1(prediction: str, answer: str) -> float:
     return by_squad.token_f1(words, normalize_answer(answer).split()) if words else 0.0
 
 
-def _kilt(score: Callable[[str, str], float], prediction: str, answers: Iterable[str]) -> float:
+def _kilt(rule: Callable[[str, str], float], prediction: str, answers: Iterable[str]) -> float:
     """Apply KILT's rule: blank answers do not count, all texts are stripped, and the best answer counts."""
     prediction = prediction.strip()
     left = [stripped for answer in answers if (stripped := answer.strip())]
-    if left and not prediction:
-        return 0.0  # KILT's script refuses the file
-    return _best_of(score, prediction, left)
+    # The script refuses files with empty predictions.
+    return _best_of(rule, prediction, left) if prediction else 0.0
 
 
 def _kilt_rouge(prediction: str, answer: str) -> float:
@@ -226,7 +235,7 @@ def _ragfit_rouge(prediction: str, answer: str) -> float:
     return float(_ragfit_scorer().score(answer, prediction)["rougeL"].fmeasure)
 
 
-_SQUAD: Mapping[str, Callable[[str, Sequence[str]], float]] = {
+_SQUAD: Mapping[Score, Callable[[str, Sequence[str]], float]] = {
     "em": by_squad.exact_match,
     "f1": by_squad.f1,
     "contains": by_squad.contains,
@@ -234,7 +243,7 @@ _SQUAD: Mapping[str, Callable[[str, Sequence[str]], float]] = {
     "bleu": overlap.bleu,
     "chrf": overlap.chrf,
 }
-_RULES: Mapping[Compat, Mapping[str, Callable[[str, Sequence[str]], float]]] = {
+_RULES: Mapping[Compat, Mapping[Score, Callable[[str, Sequence[str]], float]]] = {
     "squad": {},
     "kilt": {
         "em": functools.partial(_kilt, _plain_em),

@@ -70,6 +70,8 @@ class EvalConfig(Command):
     compression_rate: PositiveInt | None = None
     """Runs of train compress: tokens of a passage for each vector, one of those it was trained for; without it the nominal
     one."""
+    compat: Literal["squad", "kilt", "ragfit"] = "squad"
+    """Whose rules exact match and F1 follow: SQuAD's (v2.0), KILT's or RAG-FiT's; docs/evaluation.md says where they differ."""
     conditions: tuple[Literal["closed-book", "gold", "retrieved", "gold+distractors"], ...] = ()
     """Runs of train sft and causal language models: what the prompts hold: nothing, the gold passages, what the index finds,
     or the gold passages among what it finds wrongly; without it, what the run was trained with."""
