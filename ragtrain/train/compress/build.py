@@ -17,7 +17,6 @@ from ragtrain.data.compress.rows import CompressRows, read_compress, with_passag
 from ragtrain.data.compress.source import CompressSource, FullSource
 from ragtrain.data.compress.windows import Windower
 from ragtrain.data.sft.prompts import PromptSettings
-from ragtrain.errors import ConfigError
 from ragtrain.evaluate.compress.subject import Subject
 from ragtrain.models.causal import compile_layers, positions_of
 from ragtrain.models.compress.build import build_compress
@@ -208,24 +207,14 @@ def _pretraining(
 
 
 def _check_lengths(parts: CompressParts) -> None:
-    """Refuse memory that the generator has no positions for: the row with the most of it is asked.
+    """Write the prompts of the rows with the most passages, at the rate with the most memory: they must have room.
 
     Raises:
-        ConfigError: naming how much there is.
+        DataError: the generator has not as many positions.
     """
-    limit = parts.subject.prompter.limit
-    if limit is None:
-        return
     for source in (parts.train, parts.validation):
-        if len(source.contexts):
-            places = source.ordered()[0]
-            batch = source.evaluation(places, min(parts.settings.all_rates))
-            if batch.input_ids.shape[1] > limit:
-                raise ConfigError(
-                    f"a question with its memory and its answer takes {batch.input_ids.shape[1]} positions, and the "
-                    f"generator has {limit}",
-                    hint="give fewer --n-docs, fewer --num-memory-tokens or a higher --compression-rate",
-                )
+        for places in source.ordered()[:1]:
+            source.evaluation(places, min(parts.settings.all_rates))
 
 
 def _sidecar(config: CompressConfig, rows: CompressRows, prompter: CompressPrompter) -> dict[str, Any]:
