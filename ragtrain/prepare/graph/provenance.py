@@ -1,6 +1,7 @@
 """Which documents say which triple: what is needed to take a document out of a graph again.
 
-``sources-FINGERPRINT.npz`` stands in the folder of the graph with that fingerprint::
+``sources-FINGERPRINT-HASH.npz`` stands in the folder of the graph with that fingerprint; HASH is of its content, so that the file of
+the graph that is there is never written over::
 
     documents   (n,) int32 places of documents
     offsets     (E + 1,) int64: triple e is said by ``documents[offsets[e] : offsets[e + 1]]``
@@ -59,14 +60,14 @@ def by_name(graph: KnowledgeGraph, said: Iterable[tuple[int, Sequence[tuple[str,
 def write(folder: Path, fingerprint: str, sources: Sources) -> dict[str, str]:
     """Write the file and return what the manifest says of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"sources-{fingerprint}.npz"
     offsets = np.zeros(len(sources) + 1, dtype=np.int64)
     np.cumsum([len(documents) for documents in sources], out=offsets[1:])
     documents = np.fromiter((d for part in sources for d in part), dtype=np.int32, count=int(offsets[-1]))
-    aside = path.with_name(f".{path.stem}.tmp.npz")
+    aside = folder / f".sources-{fingerprint}.tmp.npz"
     np.savez(aside, documents=documents, offsets=offsets)
-    aside.replace(path)
-    return {"file": path.name, "sha256": sha256_file(path)}
+    digest = sha256_file(aside)
+    path = aside.replace(folder / f"sources-{fingerprint}-{digest[:8]}.npz")
+    return {"file": path.name, "sha256": digest}
 
 
 def read(folder: Path, entry: Mapping[str, str] | None, graph: KnowledgeGraph) -> Sources:

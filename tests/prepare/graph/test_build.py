@@ -160,6 +160,16 @@ def test_a_changed_file_of_sources_is_noticed(corpus: Path, tmp_path: Path) -> N
         provenance.read(tmp_path / "graph", entry, graph)
 
 
+def test_other_sources_of_the_same_graph_leave_those_that_are_there(corpus: Path, tmp_path: Path) -> None:
+    """A kill before the description is renamed leaves a graph that is whole."""
+    run(config(tmp_path / "graph", corpus))
+    graph = read_graph(tmp_path / "graph")
+    entry = read_manifest(tmp_path / "graph")["extra"]["sources"]
+    before = provenance.read(tmp_path / "graph", entry, graph)
+    provenance.write(tmp_path / "graph", graph.fingerprint, [[] for _ in before])
+    assert provenance.read(tmp_path / "graph", entry, graph) == before
+
+
 def test_a_graph_is_explained(corpus: Path, tmp_path: Path, asked, capsys) -> None:
     out = tmp_path / "graph"
     file = asked({"id": "1", "question": "Where is Oslo?", "answers": ["Norway"]})
