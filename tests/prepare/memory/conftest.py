@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from ragtrain.config.training import LoraConfig
 from ragtrain.data import demo
 from ragtrain.models.compress.build import build_compress
 from ragtrain.models.compress.export import Tokenizers, save_compress
+from ragtrain.models.flops import StackFlops
+from ragtrain.prepare.memory import cost
 from ragtrain.records import Passage, write_jsonl
 
 COUNT = 23
@@ -28,6 +31,22 @@ def make_run(folder: Path, kind: str = "n_layers", **compressor: object) -> Path
     torch.nn.init.normal_(model.memory, std=0.3)
     save_compress(model, Tokenizers(*tokenizers), folder / "final_model", sidecar={})
     return folder
+
+
+_STACKS: dict[tuple[str, bool], StackFlops] = {}
+
+
+@pytest.fixture(autouse=True)
+def _counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the operations of each network once: that is most of what these tests would do."""
+
+    def stack(config: Any, *, head: bool) -> StackFlops:
+        key = config.to_json_string(), head
+        if key not in _STACKS:
+            _STACKS[key] = StackFlops(config, head=head)
+        return _STACKS[key]
+
+    monkeypatch.setattr(cost, "StackFlops", stack)
 
 
 @pytest.fixture(scope="session")
