@@ -247,7 +247,7 @@ def _answered(row: object, path: Path, line: int | None) -> Answered:
         question=str(row.get("question", "")),
         prediction=written,
         documents=(documents := tuple(each for each in row.get("documents") or () if isinstance(each, dict))),
-        contains=None if written is None else float(metrics.has_answer(answers, written)),
+        contains=None if written is None else metrics.contains(written, answers),
         read_answer=_read_answer(row, answers, documents),
         seconds=row["seconds"] if isinstance(row.get("seconds"), int | float) else None,
         link_ranks=tuple(row["link_ranks"]) if completes else (),

@@ -99,6 +99,7 @@ class Record:
         log_likelihood: of the prediction, marginalised over the passages, in nats.
         seconds: time of its batch divided by the questions in it.
         documents: the ``n_docs`` passages the generator read, best first.
+        new_tokens: tokens of the answer.
     """
 
     id: str
@@ -112,6 +113,7 @@ class Record:
     log_likelihood: float
     seconds: float
     documents: tuple[FoundDocument, ...]
+    new_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form: one line of ``predictions.jsonl``."""
@@ -225,6 +227,7 @@ def _record(
         log_likelihood=answer.log_likelihood,
         seconds=seconds,
         documents=documents,
+        new_tokens=len(answer.token_ids),
     )
 
 

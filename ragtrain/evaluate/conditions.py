@@ -3,7 +3,7 @@
 Of questions answered wrongly, a reader's error had the answer in its prompt and a retrieval error did not. What
 distraction costs is exact match with the gold passages among wrong ones less that with the gold ones alone; what retrieval
 costs is exact match with what was found less that with the gold ones; what passages give is exact match with them less that
-without any.
+without any. Knowledge and passages are in conflict where a question is answered rightly without any passage and wrongly with them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ragtrain import metrics, report
-from ragtrain.evaluate import results
+from ragtrain.evaluate import figures, results
 from ragtrain.evaluate.answers import BOOTSTRAP_SAMPLES
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ragtrain")
 
+CLOSED = "closed-book"
 #: What a difference between two conditions is called: name, less what, of what.
 _PAIRS = (
     ("robustness to distractors", "gold", "gold+distractors"),
@@ -32,7 +33,7 @@ _PAIRS = (
     ("gold among distractors over closed-book", "closed-book", "gold+distractors"),
 )
 _COLUMNS = (
-    ("em", "exact match"), ("f1", "F1"), ("answer_in_prompt", "answer in prompt"), ("reader_error", "reader error"),
+    ("em", "exact match"), ("f1", "F1"), ("contains", "contains"), ("answer_in_prompt", "answer in prompt"), ("reader_error", "reader error"),
     ("retrieval_error", "retrieval error"), ("abstained", "abstained"),
 )  # fmt: skip
 
@@ -50,15 +51,61 @@ class Difference:
     high: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Conflict:
+    """How many of the ``n`` questions that are answered rightly without passages go wrong with them.
+
+    Attributes:
+        name: the evaluation with passages.
+        n: questions answered rightly without any.
+        rate: share of them answered wrongly, with its interval:
+        low: lower end,
+        high: upper end.
+    """
+
+    name: str
+    n: int
+    rate: float
+    low: float
+    high: float
+
+
 def summarise(evaluations: Mapping[str, EvalResult], seed: int) -> dict[str, Any]:
-    """Return the metrics of each evaluation by its name, and the differences between them."""
+    """Return the metrics of each evaluation by its name, the differences between them, and knowledge conflicts."""
     shown = {
         name: {"path": str(each.path), "n": each.summary["n"], "left_out": each.summary["left_out"],
                **each.metrics, "questions_per_s": each.summary["questions_per_s"],
                "intervals": each.summary["intervals"]}
         for name, each in evaluations.items()
     }  # fmt: skip
-    return {"evaluations": shown, "differences": [dataclasses.asdict(each) for each in differences(evaluations, seed)]}
+    return {
+        "evaluations": shown,
+        "differences": [dataclasses.asdict(each) for each in differences(evaluations, seed)],
+        "conflicts": [dataclasses.asdict(each) for each in conflicts(evaluations)],
+    }
+
+
+def conflicts(evaluations: Mapping[str, EvalResult]) -> Iterator[Conflict]:
+    """Yield the knowledge conflict of every evaluation with passages that stands beside one of the same model without any."""
+    for name, each in evaluations.items():
+        role, condition = _split(name)
+        closed = evaluations.get(f"{role}{CLOSED}")
+        if condition == CLOSED or closed is None:
+            continue
+        alone, read = (
+            {row["id"]: bool(row["em"]) for row in results.read_predictions(one.path)} for one in (closed, each)
+        )
+        known = [identifier for identifier in read if alone.get(identifier)]
+        if known:
+            lost = sum(not read[identifier] for identifier in known)
+            confidence = float(each.summary.get("confidence", 0.95))
+            yield Conflict(name, len(known), lost / len(known), *metrics.wilson(lost, len(known), confidence))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return whose evaluation a name stands for, ``base/`` or nothing, and its condition."""
+    role, slash, condition = name.rpartition("/")
+    return role + slash, condition
 
 
 def differences(evaluations: Mapping[str, EvalResult], seed: int) -> Iterator[Difference]:
@@ -107,6 +154,15 @@ def show(name: str, evaluations: Mapping[str, EvalResult], summary: Mapping[str,
     ]
     if lines:
         report.table("Differences in exact match, points [95 %]", ("what", "points", "questions"), lines)
+    lost = [
+        (each["name"], report.format_interval(each["rate"], each["low"], each["high"]), each["n"])
+        for each in summary["conflicts"]
+        if not each["name"].startswith("base/")
+    ]
+    if lost:
+        report.table(
+            "Known without passages, wrong with them: percent [95 %]", ("condition", "percent", "questions"), lost
+        )
 
 
 def _show_one(name: str, summary: Mapping[str, Any]) -> None:
@@ -115,6 +171,7 @@ def _show_one(name: str, summary: Mapping[str, Any]) -> None:
     lines = [
         ("em", "exact match", n),
         ("f1", "F1", n),
+        *figures.lines(summary),
         *recalls,
         ("answer_in_prompt", "an answer in the prompt's passages", n),
         ("em_given_answer", "exact match where there is one", held),
@@ -130,6 +187,7 @@ def _show_one(name: str, summary: Mapping[str, Any]) -> None:
         f"tokens a prompt, {summary['questions_per_s']:.1f} questions/s"
     )
     report.table(title, ("metric", f"percent [{100 * summary['confidence']:g} %]", "questions"), rows)
+    figures.log_speed(summary)
 
 
 def _interval(summary: Mapping[str, Any], key: str) -> str:

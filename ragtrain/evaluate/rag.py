@@ -9,8 +9,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ragtrain import prepare, report
-from ragtrain.evaluate import results
+from ragtrain.evaluate import figures, results
 from ragtrain.evaluate.answers import AnswerSettings, Evaluation, evaluate_questions
+from ragtrain.evaluate.memory import PeakMemory
 from ragtrain.evaluate.resolve import (
     Questions,
     Subject,
@@ -73,8 +74,9 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult:
             search_index=settings.search_index,
         )
         _follow(model, retriever, device)
-        evaluation = evaluate_questions(model, retriever, questions.questions, settings)
-        summary = _summary(evaluation, described, settings, str(device))
+        with PeakMemory(device) as peak:
+            evaluation = evaluate_questions(model, retriever, questions.questions, settings)
+        summary = _summary(evaluation, described, settings, {"device": str(device), "peak": peak.bytes})
         results.write(output, summary, (record.to_json() for record in evaluation.records))
 
     # 4. What came of it.
@@ -190,18 +192,19 @@ def _follow(model: RagModel, retriever: Retriever, device: torch.device) -> None
 
 
 def _summary(
-    evaluation: Evaluation, described: dict[str, Any], settings: AnswerSettings, device: str
+    evaluation: Evaluation, described: dict[str, Any], settings: AnswerSettings, measured: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return ``metrics.json``: metrics first (null where there is no question), then what they depend on."""
+    """Return ``metrics.json``: metrics first (null where there is no question), then what they depend on.
+
+    Args:
+        evaluation: questions answered.
+        described: what it depends on.
+        settings: how they were answered.
+        measured: the ``device``, and the ``peak`` of its memory.
+    """
     missing: dict[str, Any] = dict.fromkeys(("em_given_hit", "em_given_miss"))
-    return {
-        **missing,
-        **evaluation.metrics,
-        "confidence": settings.confidence,
-        "intervals": {name: list(ends) for name, ends in evaluation.intervals.items()},
-        **described,
-        "device": device,
-    }
+    told = figures.told(evaluation, settings.confidence, settings.seed, measured["peak"])
+    return {**missing, **evaluation.metrics, **told, **described, "device": measured["device"]}
 
 
 def _show(summary: dict[str, Any], name: str) -> None:
@@ -212,6 +215,7 @@ def _show(summary: dict[str, Any], name: str) -> None:
     lines = [
         ("em", "exact match", n),
         ("f1", "F1", n),
+        *figures.lines(summary),
         *recalls,
         ("ceiling", f"an answer in the {n_docs} passages read (ceiling)", n),
         ("em_given_hit", "exact match where there is one", hits),
@@ -224,3 +228,4 @@ def _show(summary: dict[str, Any], name: str) -> None:
     ]
     title = f"{name}: {n} questions, {n_docs} passages, {summary['questions_per_s']:.1f} questions/s"
     report.table(title, ("metric", f"percent [{100 * summary['confidence']:g} %]", "questions"), rows)
+    figures.log_speed(summary)

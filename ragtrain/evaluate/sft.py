@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from ragtrain import prepare
 from ragtrain.data.sft.prompts import Prompter
-from ragtrain.evaluate import conditions, results
+from ragtrain.evaluate import conditions, figures, results
+from ragtrain.evaluate.memory import PeakMemory
 from ragtrain.evaluate.prompted import PromptedEvaluation, PromptedSettings, evaluate_samples
 from ragtrain.evaluate.resolve import precision_of
 from ragtrain.evaluate.results import EvalResult
@@ -233,11 +234,11 @@ def _answer(causal: Causal, jobs: Sequence[Job], device: torch.device) -> dict[s
     made = {}
     for job in jobs:
         settings = dataclasses.replace(job.settings, progress=f"Answering ({job.name})")
-        with contextlib.nullcontext() if job.role == "tuned" else adapters_off(model):
+        with contextlib.nullcontext() if job.role == "tuned" else adapters_off(model), PeakMemory(device) as peak:
             evaluation = evaluate_samples(
                 model, tokenizer, prompter, job.asked.samples, job.asked.references, settings, job.asked.found
             )
-        made[job.name] = _summary(evaluation, job, str(device))
+        made[job.name] = _summary(evaluation, job, {"device": str(device), "peak": peak.bytes})
         results.write(job.folder, made[job.name], (record.to_json() for record in evaluation.records))
         if lost := made[job.name]["lost"]["row"]:
             log.warning("%s: %d questions do not fit into a prompt even without passages, and count as not answered",
@@ -245,18 +246,23 @@ def _answer(causal: Causal, jobs: Sequence[Job], device: torch.device) -> dict[s
     return made
 
 
-def _summary(evaluation: PromptedEvaluation, job: Job, device: str) -> dict[str, Any]:
-    """Return ``metrics.json``: metrics first (null where there is no question), then what they depend on."""
+def _summary(evaluation: PromptedEvaluation, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
+    """Return ``metrics.json``: metrics first (null where there is no question), then what they depend on.
+
+    Args:
+        evaluation: prompts answered.
+        job: what was asked.
+        measured: the ``device``, and the ``peak`` of its memory.
+    """
     missing: dict[str, Any] = dict.fromkeys(("em_given_answer", "em_given_no_answer"))
     lost = [record.lost for record in evaluation.records]
     return {
         **missing,
         **evaluation.metrics,
-        "confidence": job.settings.confidence,
-        "intervals": {name: list(ends) for name, ends in evaluation.intervals.items()},
+        **figures.told(evaluation, job.settings.confidence, job.settings.seed, measured["peak"]),
         "lost": {kind: lost.count(kind) for kind in ("docs", "text", "row")},
         **job.described,
-        "device": device,
+        "device": measured["device"],
     }
 
 

@@ -275,9 +275,17 @@ def test_a_run_needs_no_other_flag_and_its_files_say_everything(
     assert summary["model"]["checkpoint"] == "final"
     assert result.to_json()["path"] == str(folder)
     assert json.loads(json.dumps(result.to_json()))["em"] == summary["em"]
+    assert summary["counts"].keys() == summary["intervals"].keys()
+    assert sum(summary["counts"][name]["n"] for name in ("em_given_hit", "em_given_miss")) == 10
+    assert summary["rouge_l"] == pytest.approx(sum(metrics.rouge_l(r["prediction"], r["answers"]) for r in rows) / 10)
+    assert summary["latency_mean_s"] == pytest.approx(sum(row["seconds"] for row in rows) / 10)
+    assert summary["tokens_per_s"] > 0
+    assert summary["peak_memory_bytes"] > 1 << 26
+    assert sum(each["n"] for each in summary["slices"] if each["kind"] == "an answer was read") == 10
     out, err = capsys.readouterr()
     assert out == ""
     assert "exact match" in err
+    assert "ROUGE-L" in err
     assert "an answer in the 3 passages read (ceiling)" in err
 
 
@@ -466,7 +474,7 @@ def test_compare_reads_what_eval_wrote(world: World) -> None:
     (comparison,) = compare.run(CompareConfig(runs=(world.run, other.path), bootstrap_samples=100)).comparisons
     summary = json.loads((world.run / "eval" / "metrics.json").read_text())
     assert [difference.metric for difference in comparison.differences] == [
-        "em", "f1", "answer_recall@1", "answer_recall@5",
+        "em", "f1", "contains", "answer_recall@1", "answer_recall@5",
     ]  # fmt: skip
     for difference in comparison.differences:
         assert difference.a == pytest.approx(summary[difference.metric])
@@ -610,8 +618,8 @@ def test_an_index_of_another_encoder_is_refused_or_warned_of(world: World, caplo
 
 
 def test_runs_of_other_kinds_and_unknown_devices_are_refused(world: World) -> None:
-    other = RunFolder.create(world.root / "runs" / "other", "compress", {})
-    with pytest.raises(ConfigError, match="kind 'compress'; runs of kind"):
+    other = RunFolder.create(world.root / "runs" / "other", "index", {})
+    with pytest.raises(ConfigError, match="kind 'index'; runs of kind"):
         run(world.config(model_dir=str(other.path)))
     with pytest.raises(ConfigError, match="toaster"):
         run(world.config(device="toaster"))

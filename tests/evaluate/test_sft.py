@@ -88,9 +88,17 @@ def test_a_run_needs_no_other_flag_and_its_files_say_everything(
     assert (summary["kind"], summary["role"], summary["model"]["checkpoint"]) == ("sft", "tuned", "final")
     for name, (low, high) in summary["intervals"].items():
         assert 0 <= low <= summary[name] <= high <= 1
+    assert summary["counts"]["em"] == {"n": 10, "missing": 0}
+    assert summary["counts"].keys() == summary["intervals"].keys()
+    assert summary["contains"] == sum(metrics.contains(row["prediction"], row["answers"]) for row in rows) / 10
+    assert summary["tokens_per_s"] / summary["questions_per_s"] == pytest.approx(summary["new_tokens"])
+    assert summary["latency_p50_s"] <= summary["latency_p95_s"]
+    assert summary["peak_memory_bytes"] > 1 << 26
+    assert {each["kind"] for each in summary["slices"]} >= {"first word", "an answer was read"}
     out, err = capsys.readouterr()
     assert out == ""
     assert "exact match" in err
+    assert "a reference in the answer" in err
     assert "an answer in the prompt's passages" in err
 
 
@@ -221,6 +229,15 @@ def test_the_summary_is_that_of_the_lines(
         assert each["low"] <= each["delta"] <= each["high"]
     assert differences["gold passages over closed-book"]["delta"] > 0
     assert differences["fine-tuning, gold"]["delta"] > 0
+    conflicts = {each["name"]: each for each in summary["conflicts"]}
+    assert {"gold", "retrieved", "gold+distractors"} <= conflicts.keys()
+    assert "closed-book" not in conflicts
+    for name, each in conflicts.items():
+        role = "base/" if name.startswith("base/") else ""
+        alone = {row["id"] for row in lines(output / f"{role}closed-book") if row["em"]}
+        read = [row["em"] for row in lines(output / name) if row["id"] in alone]
+        assert (each["n"], each["rate"]) == (len(read), pytest.approx(1 - sum(read) / len(read)))
+        assert each["low"] <= each["rate"] <= each["high"]
     err = capsys.readouterr().err
     assert "gold+distractors  base" in err
     assert "robustness to distractors" in err
@@ -294,7 +311,7 @@ def test_compare_reads_every_condition_and_asks_which(everything: tuple[Path, Co
     folder, result = everything
     a, b = (folder / "eval" / name for name in ("closed-book", "retrieved"))
     (comparison,) = compare.run(CompareConfig(runs=(a, b), bootstrap_samples=100)).comparisons
-    assert [difference.metric for difference in comparison.differences] == ["em", "f1"]
+    assert [difference.metric for difference in comparison.differences] == ["em", "f1", "contains"]
     assert comparison.differences[1].b == pytest.approx(result.evaluations["retrieved"].metrics["f1"])
     assert comparison.remarks == (
         "condition is closed-book in A and retrieved in B", "n_docs is 0 in A and 2 in B",
@@ -306,7 +323,7 @@ def test_compare_reads_every_condition_and_asks_which(everything: tuple[Path, Co
     other = run(config_of(folder, checkpoint="step-000001", output_dir=folder / "first"))
     (comparison,) = compare.run(CompareConfig(runs=(other.path, folder), bootstrap_samples=100)).comparisons
     assert [difference.metric for difference in comparison.differences] == [
-        "em", "f1", "answer_recall@1", "answer_recall@3",
+        "em", "f1", "contains", "answer_recall@1", "answer_recall@3",
     ]  # fmt: skip
 
 
