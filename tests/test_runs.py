@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ragtrain import runs
-from ragtrain.config.commands import CompressConfig, RagConfig
+from ragtrain.config.commands import CompressConfig, GfmConfig, RagConfig
 from ragtrain.errors import ConfigError, DataError
 from ragtrain.runs import RunFolder, config_difference, config_hash
 
@@ -96,8 +96,8 @@ def test_what_defines_a_run(change):
 
 
 def test_every_field_that_does_not_define_a_run_exists():
-    compress = CompressConfig().model_dump(mode="json")
-    fields = {name for sections in (config(), compress) for section in sections.values() for name in section} | {"kind"}
+    others = [each().model_dump(mode="json") for each in (CompressConfig, GfmConfig)]
+    fields = {name for sections in (config(), *others) for section in sections.values() for name in section} | {"kind"}
     assert fields >= runs.NOT_DEFINING
 
 
