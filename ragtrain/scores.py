@@ -143,7 +143,7 @@ SPECS: Mapping[str, Spec] = {
         "supporting_recall", "Yang et al., HotpotQA, EMNLP 2018.",
         "Share of the gold items among the first k.", depths=True,
     ),
-    "hits": _ranking("hits", _DPR, "Whether any gold item is among the first k.", rate=True, depths=True),
+    "hits": _ranking("hits", "Buckley and Voorhees, trec_eval (its measure success).", "Whether any gold item is among the first k.", rate=True, depths=True),
     "ndcg": _ranking(
         "ndcg", "Järvelin and Kekäläinen, Cumulated Gain-Based Evaluation of IR Techniques, ACM TOIS 2002.",
         "Normalised discounted cumulative gain of the first k, every gold item worth 1.", depths=True,

@@ -159,6 +159,18 @@ def test_what_has_no_question_is_left_out(says, model: LlamaForCausalLM, tokeniz
     assert summarise([], PromptedSettings()) == ({}, {})
 
 
+def test_rules_of_others_where_they_differ(says, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A prediction and a reference that are nothing but an article: right by all, of F1 1 by SQuAD's v2.0 alone."""
+    sample = Sample(id="a", question="what")
+    scores = {}
+    for compat in ("squad", "kilt", "ragfit"):
+        says("the")
+        settings = PromptedSettings(compat=compat)
+        (record,) = evaluate_samples(model, tokenizer, Words(), [sample], [["A"]], settings).records
+        scores[compat] = (record.em, record.f1)
+    assert scores == {"squad": (1, 1), "kilt": (1, 0), "ragfit": (1, 0)}
+
+
 def test_answers_are_those_of_the_model_and_shares_add_up(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
