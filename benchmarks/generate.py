@@ -56,14 +56,16 @@ def main() -> None:
         written = []
         for batch in batches:
             ids, mask = room._padded(batch, filler, device)
-            written += room._greedy(model, ids, mask, [options.max_new_tokens] * len(batch), ends) or []
+            written += room._greedy(model, {"input_ids": ids}, mask, [options.max_new_tokens] * len(batch), ends) or []
         return [one.ids for one in written]
 
     def theirs() -> list[list[int]]:
         written = []
         for batch in batches:
             ids, mask = room._padded(batch, filler, device)
-            written += room._by_transformers(model, ids, mask, [options.max_new_tokens] * len(batch), ends, filler)
+            written += room._by_transformers(
+                model, {"input_ids": ids}, mask, [options.max_new_tokens] * len(batch), ends, filler
+            )
         return [one.ids for one in written]
 
     clock = time.process_time if device.type == "cpu" else time.perf_counter
