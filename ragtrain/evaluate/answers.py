@@ -44,6 +44,7 @@ class AnswerSettings:
         retrieval: what chooses passages; it is the retriever that does so, here it is only recorded.
         search_index: how vectors are searched; likewise.
         precision: arithmetic of the networks; scores and likelihoods are float32 in any case.
+        compat: whose rules exact match and F1 follow.
     """
 
     n_docs: int = 5
@@ -58,6 +59,7 @@ class AnswerSettings:
     retrieval: Literal["dense", "bm25", "hybrid"] = "dense"
     search_index: Literal["flat", "faiss"] = "flat"
     precision: Literal["no", "bf16", "fp16"] = "no"
+    compat: metrics.Compat = "squad"
 
     @property
     def depth(self) -> int:
@@ -220,8 +222,8 @@ def _record(
         question=question.question,
         answers=question.answers,
         prediction=answer.text,
-        em=metrics.exact_match(answer.text, question.answers),
-        f1=metrics.f1(answer.text, question.answers),
+        em=metrics.score("em", answer.text, question.answers, settings.compat),
+        f1=metrics.score("f1", answer.text, question.answers, settings.compat),
         first_hit=metrics.first_hit(question.answers, (passage.text for passage in passages)),
         depth=settings.depth,
         log_likelihood=answer.log_likelihood,

@@ -103,6 +103,7 @@ def _settings(config: EvalConfig, model: RagModel, subject: Subject, device: tor
         retrieval=config.retrieval or subject.setting("retriever", "retrieval") or "dense",
         search_index=config.search_index or subject.setting("retriever", "search_index") or "flat",
         precision=precision_of(subject, device),
+        compat=config.compat,
     )
 
 

@@ -180,6 +180,7 @@ def _jobs(config: EvalConfig, causal: Causal, asked: Sequence[Asked], root: Path
                 abstain_target=causal.context.abstain_target,
                 seed=config.seed,
                 precision=about["precision"],
+                compat=config.compat,
             )
             retrieval = config.retrieval or causal.context.retrieval
             described = _describe(causal, role, weights, one, settings, about, retrieval)
