@@ -21,6 +21,9 @@ links.py       networks that complete graphs: true tails and heads, ranked among
 link_*.py      what such a network is, what it is asked for, and the ranks
 answers.py     questions → answers → scores, with a RAG model
 prompted.py    prompts → answers → scores, with a causal language model
+figures.py     further scores, counts, slices, speed
+memory.py      the most memory held meanwhile
+dpr.py         answers in the form of DPR and FiD
 results.py     an evaluation on disk
 """
 
@@ -60,7 +63,7 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         "a graph model, which writes no answers",
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
-            "max_new_tokens", "question_key", "answer_key", "compression_rate", "compat",
+            "max_new_tokens", "question_key", "answer_key", "compression_rate", "compat", "dpr_file",
         ),
     ),
     "links": (
@@ -68,14 +71,14 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
             "max_new_tokens", "question_key", "answer_key", "test_data", "index_path", "n_docs", "recall_at", "fusion", "compression_rate",
-            "compat",
+            "compat", "dpr_file",
         ),
     ),
     "compress": (
         "a run of train compress",
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "graph", "fusion", "recall_at",
-            "compat",
+            "compat", "dpr_file",
         ),
     ),
 }  # fmt: skip
@@ -135,7 +138,7 @@ def _kind_of(config: EvalConfig, subject: Subject) -> Kind:
     if plain and not config.conditions:
         raise ConfigError(
             f"{subject.name} is a causal language model that was not fine-tuned here: nothing says what its prompts hold",
-            hint="give --conditions closed-book,gold,retrieved,gold+distractors (or some of them) and --test-data",
+            hint="give --conditions closed-book,gold,retrieved,gold+distractors,distractors-only (or some of them) and --test-data",
         )
     return "sft" if config.conditions else "rag"
 

@@ -31,6 +31,7 @@ _PAIRS = (
     ("gold passages over closed-book", "closed-book", "gold"),
     ("retrieved passages over closed-book", "closed-book", "retrieved"),
     ("gold among distractors over closed-book", "closed-book", "gold+distractors"),
+    ("wrong passages over closed-book", "closed-book", "distractors-only"),
 )
 _COLUMNS = (
     ("em", "exact match"), ("f1", "F1"), ("contains", "contains"), ("answer_in_prompt", "answer in prompt"), ("reader_error", "reader error"),

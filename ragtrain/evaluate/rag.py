@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ragtrain import prepare, report
-from ragtrain.evaluate import figures, results
+from ragtrain.evaluate import dpr, figures, results
 from ragtrain.evaluate.answers import AnswerSettings, Evaluation, evaluate_questions
 from ragtrain.evaluate.memory import PeakMemory
 from ragtrain.evaluate.resolve import (
@@ -58,6 +58,7 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult:
     described = _describe(subject, model, questions, index, settings)
     found = results.earlier(output, described["fingerprint"], overwrite=config.overwrite)
     results.check_document(config.output_file, described["fingerprint"], overwrite=config.overwrite)
+    dpr.check(config, {"": None if found is None else output})
     if found is not None:
         log.info("%s holds this evaluation already: nothing was done (--overwrite does it again)", output)
         summary = found
@@ -83,6 +84,8 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult:
     if config.output_file is not None:
         write_json(config.output_file, {**summary, "predictions": results.read_predictions(output)})
         log.info("metrics and predictions in %s", config.output_file)
+    if config.dpr_file is not None:
+        dpr.write({"": output}, config.dpr_file)
     _show(summary, subject.name)
     compared = output.parent if output.name == "eval" else output
     log.info("answers and metrics in %s; next: ragtrain compare OTHER_RUN %s", output, compared)

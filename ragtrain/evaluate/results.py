@@ -35,7 +35,7 @@ METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 SUMMARY_FILE = "summary.json"
 #: Folders that may stand in an evaluation's folder: evaluations of their own.
-NESTED = frozenset({"closed-book", "gold", "retrieved", "gold+distractors", "base"})
+NESTED = frozenset({"closed-book", "gold", "retrieved", "gold+distractors", "distractors-only", "base"})
 
 
 @dataclasses.dataclass(frozen=True)

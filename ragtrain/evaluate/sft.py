@@ -4,6 +4,7 @@ closed-book        no passage: what the model knows by itself
 gold               the passages that hold the answer: what it reads out of them
 retrieved          what a search finds: what it is worth in use
 gold+distractors   the gold passages among wrong ones, in any order: whether it is led astray
+distractors-only   wrong passages: whether it abstains, keeps to what it knows, or is led astray
 
 All conditions, and the base under the adapters, are answered from one load. Each has a folder of its own, so that an
 evaluation that was stopped goes on with the condition it was at.
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragtrain import prepare
 from ragtrain.data.sft.prompts import Prompter
-from ragtrain.evaluate import conditions, figures, results
+from ragtrain.evaluate import conditions, dpr, figures, results
 from ragtrain.evaluate.memory import PeakMemory
 from ragtrain.evaluate.prompted import PromptedEvaluation, PromptedSettings, evaluate_samples
 from ragtrain.evaluate.resolve import precision_of
@@ -112,6 +113,7 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult | ConditionsResult:
         job.name: results.earlier(job.folder, job.described["fingerprint"], overwrite=config.overwrite) for job in jobs
     }
     left = [job for job in jobs if found[job.name] is None]
+    dpr.check(config, {job.name: None if job in left else job.folder for job in jobs})
     if not left:
         log.info("%s holds this evaluation already: nothing was done (--overwrite does it again)", root)
     elif len(left) < len(jobs):
@@ -139,6 +141,8 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult | ConditionsResult:
     if config.output_file is not None:
         write_json(config.output_file, _document(result))
         log.info("metrics and predictions in %s", config.output_file)
+    if config.dpr_file is not None:
+        dpr.write({name: each.path for name, each in evaluations.items()}, config.dpr_file)
     conditions.show(causal.name, evaluations, None if isinstance(result, EvalResult) else result.summary)
     _next(root, jobs)
     return result
@@ -199,7 +203,7 @@ def _describe(
 ) -> dict[str, Any]:
     """Return everything that an evaluation depends on, and its fingerprint."""
     chosen = {name: value for name, value in dataclasses.asdict(settings).items() if name != "progress"}
-    searched = asked.condition in ("retrieved", "gold+distractors") and about["index"] is not None
+    searched = asked.condition in ("retrieved", "gold+distractors", "distractors-only") and about["index"] is not None
     described: dict[str, Any] = {
         "kind": "sft",
         "condition": asked.condition,

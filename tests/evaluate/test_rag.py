@@ -468,6 +468,20 @@ def test_samples_are_drawn_with_the_seed_and_keep_their_order(world: World) -> N
     assert ids("d", num_samples=50) == everything
 
 
+def test_other_scripts_read_answers_in_the_form_of_dpr(world: World) -> None:
+    output = world.root / "dpr.json"
+    result = run(world.config(dpr_file=output))
+    for row, kept in zip(json.loads(output.read_text()), read_predictions(result.path), strict=True):
+        assert row["prediction"] == kept["prediction"]
+        assert [(each["id"], each["score"], each["has_answer"]) for each in row["ctxs"]] == [
+            (each["id"], each["score"], each["has_answer"]) for each in kept["documents"]
+        ]
+    assert run(world.config(dpr_file=output)).reused
+    with pytest.raises(ConfigError, match="is not of this evaluation"):
+        run(world.config(dpr_file=output, num_beams=1, output_dir=world.root / "other"))
+    assert not (world.root / "other").exists()
+
+
 def test_compare_reads_what_eval_wrote(world: World) -> None:
     run(world.config())
     other = run(world.config(n_docs=1, output_dir=world.root / "other"))

@@ -27,7 +27,7 @@ from ragtrain.models.causal_export import load_causal_run
 from ragtrain.prepare.contexts import with_contexts
 from ragtrain.records import Document, write_jsonl
 
-ALL = ("closed-book", "gold", "retrieved", "gold+distractors")
+ALL = ("closed-book", "gold", "retrieved", "gold+distractors", "distractors-only")
 
 
 def config_of(path: Path | str, **changes: Any) -> EvalConfig:
@@ -187,6 +187,10 @@ def test_every_condition_has_a_folder_of_its_own(
     for row in lines(folder / "eval" / "gold+distractors"):
         assert len(row["documents"]) == 2
         assert any(document["is_gold"] for document in row["documents"])
+    for row in lines(folder / "eval" / "distractors-only"):
+        assert len(row["documents"]) == 2
+        assert not gold[row["id"]] & {document["id"] for document in row["documents"]}
+        assert not row["answer_in_prompt"]
     assert {row["depth"] for row in lines(folder / "eval" / "retrieved")} == {3}
     # The base under switched-off adapters is the base by itself.
     model, tokenizer = load_causal(base)
@@ -307,6 +311,27 @@ def test_one_json_file_holds_all_of_it(run_of: Callable[..., Path]) -> None:
         run(config_of(folder, output_file=output))
 
 
+def test_other_scripts_read_answers_in_the_form_of_dpr(run_of: Callable[..., Path]) -> None:
+    folder, output = run_of(), Path("dpr.json")
+    run(config_of(folder, conditions=ALL[:2], dpr_file=output))
+    for name in ALL[:2]:
+        file = Path(f"dpr.{name}.json")
+        rows = json.loads(file.read_text())
+        for row, kept in zip(rows, lines(folder / "eval" / name), strict=True):
+            assert (row["question"], row["answers"], row["prediction"]) == (
+                kept["question"], kept["answers"], kept["prediction"],
+            )  # fmt: skip
+            assert [each["score"] for each in row["ctxs"]] == [-each["rank"] for each in kept["documents"]]
+            assert {key for each in row["ctxs"] for key in each} <= {"id", "title", "text", "score", "has_answer"}
+        # As retriever output, it is data again.
+        again = read_examples(SftDataConfig(), file, split="test").examples
+        assert [example.answers for example in again] == [tuple(row["answers"]) for row in rows]
+    assert run(config_of(folder, conditions=ALL[:2], dpr_file=output)).reused
+    file.write_text("[]")
+    with pytest.raises(ConfigError, match=r"dpr\.gold\.json exists and is not of this"):
+        run(config_of(folder, conditions=ALL[:2], dpr_file=output))
+
+
 def test_compare_reads_every_condition_and_asks_which(everything: tuple[Path, ConditionsResult]) -> None:
     folder, result = everything
     a, b = (folder / "eval" / name for name in ("closed-book", "retrieved"))
@@ -316,7 +341,7 @@ def test_compare_reads_every_condition_and_asks_which(everything: tuple[Path, Co
     assert comparison.remarks == (
         "condition is closed-book in A and retrieved in B", "n_docs is 0 in A and 2 in B",
     )  # fmt: skip
-    with pytest.raises(DataError, match="8 evaluations, under several conditions") as caught:
+    with pytest.raises(DataError, match="10 evaluations, under several conditions") as caught:
         compare.run(CompareConfig(runs=(folder, b)))
     assert str(folder / "eval" / "base" / "gold") in str(caught.value.hint)
     run(config_of(folder))

@@ -72,9 +72,9 @@ class EvalConfig(Command):
     one."""
     compat: Literal["squad", "kilt", "ragfit"] = "squad"
     """Whose rules exact match and F1 follow: SQuAD's (v2.0), KILT's or RAG-FiT's; docs/evaluation.md says where they differ."""
-    conditions: tuple[Literal["closed-book", "gold", "retrieved", "gold+distractors"], ...] = ()
+    conditions: tuple[Literal["closed-book", "gold", "retrieved", "gold+distractors", "distractors-only"], ...] = ()
     """Runs of train sft and causal language models: what the prompts hold: nothing, the gold passages, what the index finds,
-    or the gold passages among what it finds wrongly; without it, what the run was trained with."""
+    the gold passages among what it finds wrongly, or that alone; without it, what the run was trained with."""
     also_base: bool = False
     """The same: answer with the base model as well, from the same load, with the adapters switched off."""
     checkpoint: str = "final"
@@ -84,6 +84,9 @@ class EvalConfig(Command):
     folder."""
     output_file: Path | None = None
     """One JSON file with metrics and predictions, in addition to the folder."""
+    dpr_file: Path | None = None
+    """RAG models and causal language models: predictions with the passages read, as one JSON file in the form of DPR and FiD; several
+    evaluations have a file each, with the condition in its name."""
     overwrite: bool = False
     """Replace earlier results in the output folder."""
 

@@ -1,4 +1,4 @@
-"""The conditions under which a model is evaluated: without passages, with the right ones, with those found, or mixed.
+"""The conditions under which a model is evaluated: without passages, with right, wrong or found ones, or mixed.
 
 Exact match with the gold passages less that with those found is what retrieval costs; with gold passages among distractors
 less that with the gold ones alone is what distraction costs.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ragtrain")
 
-Condition = Literal["closed-book", "gold", "retrieved", "gold+distractors"]
+Condition = Literal["closed-book", "gold", "retrieved", "gold+distractors", "distractors-only"]
 #: Hard negatives of a row to draw from, for each passage of a prompt.
 HARD = 4
 
@@ -54,7 +54,8 @@ def samples_for(
     Args:
         examples: rows with their passages, best first.
         condition: ``closed-book``: no passage; ``gold``: the gold ones, at most ``n_docs``; ``retrieved``: the best
-            ``n_docs``; ``gold+distractors``: the gold ones in any places among distractors, ``n_docs`` in all.
+            ``n_docs``; ``gold+distractors``: the gold ones in any places among distractors, ``n_docs`` in all;
+            ``distractors-only``: ``n_docs`` passages that hold no answer, in any order.
         n_docs: passages in a prompt.
         seed: of the draws.
         shots: draws solved examples from the training rows.
@@ -81,9 +82,10 @@ def samples_for(
             documents = gold
         elif condition == "retrieved":
             documents = ranked(example)[:n_docs]
-        elif condition == "gold+distractors":
+        elif condition in ("gold+distractors", "distractors-only"):
             rng = random.Random(f"condition/{seed}/{example.id}")
-            mixed = [*gold, *distractors.draw(place, n_docs - len(gold), rng, beside=gold)]
+            right = gold if condition == "gold+distractors" else ()
+            mixed = [*right, *distractors.draw(place, n_docs - len(right), rng, beside=right)]
             ranks = rng.sample(range(len(mixed)), len(mixed))
             documents = [mixed[i] for i in ranks]
         made.samples.append(
