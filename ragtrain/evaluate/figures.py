@@ -26,16 +26,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("ragtrain")
 
 #: Scores that are 0 or 1.
-_RATES = frozenset({"em", "contains", "answer_in_context"})
+_RATES = frozenset({"em", "contains", "recall_em", "answer_in_context"})
 #: Metrics over questions whose passages hold an answer, and over those whose passages hold none.
 _GIVEN = {"em_given_hit": True, "em_given_answer": True, "em_given_miss": False, "em_given_no_answer": False}
 
 
-_AGAINST_ANSWERS = (metrics.contains, metrics.rouge_l, metrics.bleu, metrics.chrf)
+_AGAINST_ANSWERS: tuple[metrics.Score, ...] = ("contains", "rouge_l", "bleu", "chrf")
 _AGAINST_PASSAGES = (metrics.k_precision, metrics.answer_in_context, metrics.quoted_support)
 #: What tables call the scores of ``scores_of``.
 _LABELS = {
     "contains": "a reference in the answer", "rouge_l": "ROUGE-L", "bleu": "BLEU, mean of answers", "chrf": "chrF, mean of answers",
+    "recall_em": "a reference in the answer (RecallEM)",
     "k_precision": "words of the answer in passages read", "answer_in_context": "the answer in a passage read",
     "quoted_support": "quotations that passages hold",
 }  # fmt: skip
@@ -132,22 +133,32 @@ class Figures:
     counts: dict[str, dict[str, int]]
 
 
-def scores_of(record: Answered) -> dict[str, float]:
+def scores_of(record: Answered, compat: metrics.Compat = "squad") -> dict[str, float]:
     """Return a question's scores beside exact match and F1: against right answers, and against what was read.
 
     What is not defined for it is left out: what an answer takes from passages where none were read, or of an empty answer.
     """
-    scores = {rule.__name__: rule(record.prediction, record.answers) for rule in _AGAINST_ANSWERS}
+    scores: dict[str, float] = {
+        name: metrics.score(name, record.prediction, record.answers, compat) for name in _AGAINST_ANSWERS
+    }
+    if compat == "ragfit":
+        scores["recall_em"] = metrics.ragfit_recall_em(record.prediction, record.answers)
     texts = [text for document in record.documents for text in (document.title, document.text) if text]
     if texts:
         scores |= {rule.__name__: rule(record.prediction, texts) for rule in _AGAINST_PASSAGES}
     return {name: score for name, score in scores.items() if not math.isnan(score)}
 
 
-def told(evaluation: Evaluated, confidence: float, seed: int, peak_memory_bytes: int | None) -> dict[str, Any]:
+def told(
+    evaluation: Evaluated,
+    confidence: float,
+    seed: int,
+    peak_memory_bytes: int | None,
+    compat: metrics.Compat = "squad",
+) -> dict[str, Any]:
     """Return what ``metrics.json`` tells beside the main metrics, which it repeats nowhere but in ``intervals`` and ``counts``."""
     records = evaluation.records
-    more = figures(records, confidence, seed)
+    more = figures(records, confidence, seed, compat)
     seconds = len(records) / evaluation.metrics["questions_per_s"] if records else 0.0
     intervals = {**evaluation.intervals, **more.intervals}
     return {
@@ -178,9 +189,9 @@ def log_speed(summary: Mapping[str, Any]) -> None:
     )  # fmt: skip
 
 
-def figures(records: Sequence[Answered], confidence: float, seed: int) -> Figures:
+def figures(records: Sequence[Answered], confidence: float, seed: int, compat: metrics.Compat = "squad") -> Figures:
     """Return the means of ``scores_of``, each over the questions that have the score."""
-    rows = [scores_of(record) for record in records]
+    rows = [scores_of(record, compat) for record in records]
     made = Figures({}, {}, {})
     for name in _LABELS:
         values = [row[name] for row in rows if name in row]

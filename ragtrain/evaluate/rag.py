@@ -207,7 +207,7 @@ def _summary(
         measured: the ``device``, and the ``peak`` of its memory.
     """
     missing: dict[str, Any] = dict.fromkeys(("em_given_hit", "em_given_miss"))
-    told = figures.told(evaluation, settings.confidence, settings.seed, measured["peak"])
+    told = figures.told(evaluation, settings.confidence, settings.seed, measured["peak"], settings.compat)
     return {**missing, **evaluation.metrics, **told, **described, "device": measured["device"]}
 
 

@@ -264,7 +264,9 @@ def _summary(evaluation: PromptedEvaluation, job: Job, measured: dict[str, Any])
     return {
         **missing,
         **evaluation.metrics,
-        **figures.told(evaluation, job.settings.confidence, job.settings.seed, measured["peak"]),
+        **figures.told(
+            evaluation, job.settings.confidence, job.settings.seed, measured["peak"], job.settings.compat
+        ),
         "lost": {kind: lost.count(kind) for kind in ("docs", "text", "row")},
         **job.described,
         "device": measured["device"],

@@ -26,6 +26,7 @@ from ragtrain.metrics.compat import (
     grounding_scores,
     kilt_r_precision,
     kilt_recall_at,
+    ragfit_recall_em,
     ranking_scores,
     score,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "paired_bootstrap",
     "quoted_spans",
     "quoted_support",
+    "ragfit_recall_em",
     "ranking_scores",
     "recall_at",
     "recall_em",

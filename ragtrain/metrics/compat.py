@@ -55,7 +55,7 @@ def answer_scores(
     """
     scores: dict[str, float] = {name: score(name, prediction, answers, compat) for name in _SQUAD}
     if compat == "ragfit":
-        recalls = {"recall_em": _ragfit_recall(prediction, answers)}
+        recalls = {"recall_em": ragfit_recall_em(prediction, answers)}
         return {**scores, **recalls, **({"string_em": _ragfit_string_em(prediction, groups)} if groups else {})}
     return _defined({**scores, "recall_em": by_squad.recall_em(prediction, groups or (answers,))})
 
@@ -212,7 +212,7 @@ def kilt_recall_at(ranking: Iterable[str], evidence: Sequence[Collection[str]], 
 # --- RAG-FiT ----------------------------------------------------------------------------------------------------------
 
 
-def _ragfit_recall(prediction: str, answers: Sequence[str]) -> float:
+def ragfit_recall_em(prediction: str, answers: Sequence[str]) -> float:
     """Return RAG-FiT's RecallEM: DPR's rule on the prediction, by which an answer without a token is everywhere."""
     return float(not all(map(has_token, answers)) or has_answer(answers, prediction))
 

@@ -60,6 +60,21 @@ def test_known_values_and_what_is_missing() -> None:
     assert "answer_in_context" not in figures.figures(RECORDS[3:4], 0.95, 0).metrics
 
 
+def test_rules_of_others() -> None:
+    asked = record("the theatre!", ("Theatre.", "--"), "a theatre")
+    own, kilt, ragfit = (figures.scores_of(asked, compat) for compat in ("squad", "kilt", "ragfit"))
+    assert own["rouge_l"] == 2 / 3
+    assert kilt["rouge_l"] == 0, "words are as they stand"
+    assert "recall_em" not in own.keys() | kilt.keys()
+    assert ragfit["recall_em"] == 0, "the full stop is a token"
+    assert {name: kilt[name] for name in ("contains", "bleu", "chrf")} == {
+        name: own[name] for name in ("contains", "bleu", "chrf")
+    }
+    told = figures.figures([asked], 0.95, 0, "ragfit")
+    assert told.metrics["recall_em"] == 0
+    assert told.intervals["recall_em"] == metrics.wilson(0, 1)
+
+
 def test_slices_are_those_of_slow_loops() -> None:
     generator = random.Random(0)
     words = ["who is Ada", "when was it", "How many are there", "tell me", "did she", "of which kind", ""]
