@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -32,7 +31,7 @@ log = logging.getLogger("ragtrain")
 #: Tokens that stand around question and window in what a compressor reads, at most.
 _FRAME = 16
 #: Tokens by which the size of embeddings and states is measured: rows, tokens.
-_SAMPLE = (8, 32)
+_SAMPLE = (8, 64)
 #: What must be the same where training goes on with a run: it decides which weights there are, or what they mean.
 _SHAPE = ("compressor_type", "num_layers", "pooling", "query_dependent", "max_memory")
 
@@ -74,8 +73,8 @@ def build_compress(
     settings, loaded = _compressor(config, settings, source, tokenizer)
     _check_positions(loaded.network, settings)
     model = CompressModel(generator, loaded.network, settings, Names(name, loaded.name))
-    place(model, device)
     _begin(model)
+    place(model, device)
     _checkpointing(model, config)
     return model.eval(), tokenizer, loaded.tokenizer
 
@@ -162,12 +161,7 @@ def _going_on(asked: CompressSettings, there: CompressSettings) -> CompressSetti
 
 @torch.no_grad()
 def _begin(model: CompressModel) -> None:
-    """Let learnt tokens begin where embeddings are, and vectors with a size that the generator's layers can work with.
-
-    A residual stream keeps the size of what enters it. Vectors as small as embeddings are drowned by what the first
-    layer adds to them, which in some models is hundreds of times larger; as large as that, they change too slowly. The
-    geometric mean of both learnt fastest (docs/log.md).
-    """
+    """Let learnt tokens and connector begin where embeddings are, rather than far from all that was ever read."""
     read = _embeddings(model.compressor)
     written = _embeddings(model.generator)
     for learnt, known in ((model.memory, read), (model.tasks, written)):
@@ -177,22 +171,13 @@ def _begin(model: CompressModel) -> None:
     model.rank_head.bias.zero_()
     with evaluating(model.compressor):
         states = model.compressor(input_ids=_sample(model.compressor)).last_hidden_state
-    size = float(written.square().mean().sqrt())
-    match_scale(model.connector, states.flatten(0, 1), math.sqrt(size * _stream(model.generator)))
+    match_scale(model.connector, states.flatten(0, 1).cpu(), float(written.square().mean().sqrt()))
 
 
 def _embeddings(network: PreTrainedModel) -> Tensor:
     """Return (n, width) float32 embeddings of tokens drawn at random, as the network itself makes them."""
     found = cast("Tensor", network.get_input_embeddings()(_sample(network)))
     return found.flatten(0, 1).float().cpu()
-
-
-def _stream(generator: PreTrainedModel) -> float:
-    """Return the size of the residual stream after the first layer: the median of tokens, since first ones are outliers."""
-    with evaluating(generator):
-        output = generator(input_ids=_sample(generator), output_hidden_states=True, use_cache=False)
-    states = cast("tuple[Tensor, ...]", output.hidden_states)[1]
-    return float(states.float().square().mean(-1).sqrt().median())
 
 
 def _sample(network: PreTrainedModel) -> Tensor:

@@ -213,13 +213,11 @@ def test_connectors() -> None:
 
 @pytest.mark.parametrize("kind", ["gemma3", "gpt2"])
 @torch.no_grad()
-def test_what_comes_out_of_a_connector_has_a_size_that_layers_work_with(kind: str, make: SimpleNamespace) -> None:
-    made = make.model(kind, "modernbert", lora={"lora_dropout": 0.5})
+def test_what_comes_out_of_a_connector_is_as_large_as_embeddings(kind: str, make: SimpleNamespace) -> None:
+    made = make.model(kind, "modernbert")  # Gemma's embeddings are multiplied as they are looked up
     vectors = made.model.compress(made.windows(*ROWS)).vectors
-    with made.model.untrained():
-        read = made.model.generator(torch.randint(8, 58, (4, 30)), output_hidden_states=True).hidden_states
-    sizes = [states.square().mean(-1).sqrt().median() for states in read[:2]]
-    ratio = float(vectors.square().mean().sqrt() / (sizes[0] * sizes[1]).sqrt())
+    known = made.model.generator.get_input_embeddings()(torch.arange(60))
+    ratio = float(vectors.square().mean().sqrt() / known.square().mean().sqrt())
     assert 0.4 < ratio < 2.5
 
 
