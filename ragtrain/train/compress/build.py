@@ -41,8 +41,8 @@ log = logging.getLogger("ragtrain")
 ADAPTER_LEARNING_RATE, LAYERS_LEARNING_RATE, COMPRESSOR_LEARNING_RATE = 1e-4, 5e-5, 1e-4
 #: What memory tokens, connector and relevance head have more than the compressor: they begin from nothing.
 CONNECTOR_FACTOR = 10
-#: What the small demo models were tuned for: adapters, their own layers, small random compressors.
-DEMO_LEARNING_RATES = (1e-3, 5e-4, 1e-3)
+#: What the small demo models were tuned for: adapters, compressor, connector.
+DEMO_LEARNING_RATES = (3e-3, 2e-3, 2e-3)
 #: What the model card tells of the data.
 CARD = ("path", "format", "sha256", "rows", "passages_sha256")
 
@@ -151,15 +151,15 @@ def build(config: CompressConfig, rows: CompressRows, accelerator: Accelerator) 
 
 def groups_of(config: CompressConfig, model: CompressModel) -> list[loop.ParamGroup]:
     """Return all that is trained, each part with its learning rate."""
-    demo_model, own = config.model.model_name_or_path is None, config.compressor.compressor_type == "n_layers"
-    adapters, layers, others = (
-        DEMO_LEARNING_RATES if demo_model else (ADAPTER_LEARNING_RATE, LAYERS_LEARNING_RATE, COMPRESSOR_LEARNING_RATE)
-    )
-    compressor = config.optim.compressor_learning_rate or (layers if own else others)
+    own = LAYERS_LEARNING_RATE if config.compressor.compressor_type == "n_layers" else COMPRESSOR_LEARNING_RATE
+    adapters, usual, connector = (ADAPTER_LEARNING_RATE, own, None)
+    if config.model.model_name_or_path is None:
+        adapters, usual, connector = DEMO_LEARNING_RATES
+    compressor = config.optim.compressor_learning_rate or usual
     rates = {
         "generator": config.optim.learning_rate or adapters,
         "compressor": compressor,
-        "connector": config.optim.connector_learning_rate or CONNECTOR_FACTOR * compressor,
+        "connector": config.optim.connector_learning_rate or connector or CONNECTOR_FACTOR * compressor,
     }
     return [loop.ParamGroup(name, parameters, rates[name]) for name, parameters in model.parts().items()]
 
