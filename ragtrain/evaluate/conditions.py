@@ -136,12 +136,12 @@ def show(name: str, evaluations: Mapping[str, EvalResult], summary: Mapping[str,
     columns = [(key, label) for key, label in _COLUMNS if any(key in each.summary for each in evaluations.values())]
     rows = [
         (
-            each.summary["condition"], each.summary["role"], each.summary["n"],
+            _split(label)[1], each.summary["role"], each.summary["n"],
             *(_interval(each.summary, key) if key in ("em", "f1") else _percent(each.summary.get(key))
               for key, _ in columns),
             f"{each.summary['questions_per_s']:.1f}",
         )
-        for each in evaluations.values()
+        for label, each in evaluations.items()
     ]  # fmt: skip
     report.table(
         f"{name}: percent [95 %]",

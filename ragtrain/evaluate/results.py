@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ PREDICTIONS_FILE = "predictions.jsonl"
 SUMMARY_FILE = "summary.json"
 #: Folders that may stand in an evaluation's folder: evaluations of their own.
 NESTED = frozenset({"closed-book", "gold", "retrieved", "gold+distractors", "distractors-only", "base"})
+#: Those of sweeps: over the number of passages, and over the place of the gold one.
+_SWEPT = re.compile(r"(retrieved|gold|gold\+distractors|distractors-only|n-docs)@\d+|gold-at-\d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,30 @@ class EvalResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form: the summary, and where it lies."""
+        return {**self.summary, "path": str(self.path), "reused": self.reused}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionsResult:
+    """Evaluations under several conditions, or of a model and its base, by name (``retrieved``, ``base/retrieved``).
+
+    Attributes:
+        path: folder of ``summary.json``.
+        summary: metrics of each evaluation, and the differences between them.
+        evaluations: each of them.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    evaluations: dict[str, EvalResult]
+
+    @property
+    def reused(self) -> bool:
+        """Whether nothing was done, because all of it was there."""
+        return all(result.reused for result in self.evaluations.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
         return {**self.summary, "path": str(self.path), "reused": self.reused}
 
 
@@ -111,7 +138,7 @@ def earlier(output: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any
 def _own(output: Path) -> set[str]:
     """Return the names in a folder, without evaluations that lie inside it and have their own folders."""
     names = {path.name for path in output.iterdir()}
-    nested = {name for name in names & NESTED if (output / name).is_dir()}
+    nested = {name for name in names if (name in NESTED or _SWEPT.fullmatch(name)) and (output / name).is_dir()}
     return names - nested - {SUMMARY_FILE}
 
 

@@ -468,6 +468,30 @@ def test_samples_are_drawn_with_the_seed_and_keep_their_order(world: World) -> N
     assert ids("d", num_samples=50) == everything
 
 
+def test_a_sweep_over_passages_is_what_each_number_is_alone(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    run(world.config())
+    output = world.root / "sweep.json"
+    result = run(world.config(n_docs_sweep=(5, 1), output_file=output))
+    assert list(result.evaluations) == ["n-docs@1", "n-docs@5"]
+    alone = run(world.config(n_docs=5, output_dir=world.root / "alone"))
+    assert (
+        read_predictions(alone.path)[3]["prediction"]
+        == read_predictions(world.run / "eval" / "n-docs@5")[3]["prediction"]
+    )
+    assert alone.summary["fingerprint"] == result.evaluations["n-docs@5"].summary["fingerprint"]
+    (sweep,) = result.summary["sweeps"]
+    assert [point["em"] for point in sweep["points"]] == [each.summary["em"] for each in result.evaluations.values()]
+    assert json.loads((world.run / "eval" / "summary.json").read_text()) == json.loads(json.dumps(result.summary))
+    assert len(json.loads(output.read_text())["evaluations"]["n-docs@1"]["predictions"]) == 10
+    assert "exact match over the first" in capsys.readouterr().err
+    assert run(world.config(n_docs_sweep=(1, 5), output_file=output)).reused
+    assert run(world.config()).reused, "it is still there beside them"
+    with pytest.raises(ConfigError, match="so does --n-docs"):
+        run(world.config(n_docs_sweep=(1, 5), n_docs=3))
+    with pytest.raises(ConfigError, match="--gold-position-sweep means nothing"):
+        run(world.config(gold_position_sweep=(1,)))
+
+
 def test_other_scripts_read_answers_in_the_form_of_dpr(world: World) -> None:
     output = world.root / "dpr.json"
     result = run(world.config(dpr_file=output))

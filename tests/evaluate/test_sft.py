@@ -311,6 +311,48 @@ def test_one_json_file_holds_all_of_it(run_of: Callable[..., Path]) -> None:
         run(config_of(folder, output_file=output))
 
 
+def test_a_sweep_moves_the_gold_passage_and_nothing_else(run_of: Callable[..., Path], corner: Path) -> None:
+    folder = run_of()
+    result = run(config_of(folder, n_docs=4, gold_position_sweep=(1, 3)))
+    assert list(result.evaluations) == ["gold-at-1", "gold-at-3"]
+    gold = {
+        example.id: example.gold
+        for example in read_examples(SftDataConfig(), corner / "test.jsonl", split="test").examples
+    }
+    first, third = (lines(folder / "eval" / name) for name in result.evaluations)
+    for one, other in zip(first, third, strict=True):
+        places = [[doc["id"] in gold[row["id"]] for doc in row["documents"]].index(True) for row in (one, other)]
+        wrong = [[doc["id"] for doc in row["documents"] if doc["id"] not in gold[row["id"]]] for row in (one, other)]
+        assert places == [0, min(2, len(wrong[0]))]
+        assert wrong[0] == wrong[1]
+        assert len(one["documents"]) == 4
+    (sweep,) = result.summary["sweeps"]
+    assert (sweep["over"], [point["value"] for point in sweep["points"]]) == ("place of the gold passage", [1, 3])
+    assert sweep["differences"][0]["delta"] == pytest.approx(sweep["points"][1]["em"] - sweep["points"][0]["em"])
+    assert run(config_of(folder, n_docs=4, gold_position_sweep=(1, 3))).reused
+    assert run(config_of(folder)).summary["condition"] == "retrieved", "it lies beside them"
+    with pytest.raises(ConfigError, match="cannot be passage 5 of 4"):
+        run(config_of(folder, n_docs=4, gold_position_sweep=(5,)))
+
+
+def test_a_sweep_over_passages_is_what_each_number_is_alone(
+    run_of: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_of()
+    asked = config_of(folder, conditions=ALL[:3], n_docs_sweep=(3, 1))
+    result = run(asked)
+    assert list(result.evaluations) == ["closed-book", "gold@1", "gold@3", "retrieved@1", "retrieved@3"]
+    assert [(sweep["of"], sweep["over"]) for sweep in result.summary["sweeps"]] == [
+        ("gold", "passages"), ("retrieved", "passages"),
+    ]  # fmt: skip
+    alone = run(config_of(folder, n_docs=3, output_dir=folder / "alone"))
+    assert alone.summary["fingerprint"] == result.evaluations["retrieved@3"].summary["fingerprint"]
+    assert predictions(alone.path) == predictions(folder / "eval" / "retrieved@3")
+    assert {len(row["documents"]) for row in lines(folder / "eval" / "retrieved@1")} == {1}
+    assert "retrieved, by passages" in capsys.readouterr().err
+    assert run(asked).reused
+
+
 def test_other_scripts_read_answers_in_the_form_of_dpr(run_of: Callable[..., Path]) -> None:
     folder, output = run_of(), Path("dpr.json")
     run(config_of(folder, conditions=ALL[:2], dpr_file=output))

@@ -47,7 +47,13 @@ class ConditionSamples:
 
 
 def samples_for(
-    examples: Sequence[Example], condition: Condition, n_docs: int, seed: int, *, shots: Shots | None = None
+    examples: Sequence[Example],
+    condition: Condition,
+    n_docs: int,
+    seed: int,
+    *,
+    shots: Shots | None = None,
+    gold_at: int | None = None,
 ) -> ConditionSamples:
     """Return prompts under a condition; what is drawn depends on the seed and the row's id only.
 
@@ -59,6 +65,9 @@ def samples_for(
         n_docs: passages in a prompt.
         seed: of the draws.
         shots: draws solved examples from the training rows.
+        gold_at: of ``gold+distractors``, the place of the gold passage from 1, or of the first of several that follow each
+            other, as far as there is room; the distractors are the same ones in the same order wherever it is. None
+            shuffles all of them.
 
     Raises:
         ConfigError: rows bring finished prompts, or no row has what the condition needs.
@@ -86,7 +95,11 @@ def samples_for(
             rng = random.Random(f"condition/{seed}/{example.id}")
             right = gold if condition == "gold+distractors" else ()
             mixed = [*right, *distractors.draw(place, n_docs - len(right), rng, beside=right)]
-            ranks = rng.sample(range(len(mixed)), len(mixed))
+            ranks = (
+                rng.sample(range(len(mixed)), len(mixed))
+                if gold_at is None
+                else _gold_at(gold_at, len(right), len(mixed))
+            )
             documents = [mixed[i] for i in ranks]
         made.samples.append(
             Sample(
@@ -98,6 +111,13 @@ def samples_for(
         made.origins.append(place)
     _report(examples, made, left_out)
     return dataclasses.replace(made, left_out=tuple(left_out))
+
+
+def _gold_at(place: int, n_gold: int, count: int) -> list[int]:
+    """Return the order of gold passages, which come first, and distractors, so that the gold ones begin at a place from 1."""
+    wrong = list(range(n_gold, count))
+    before = min(place - 1, len(wrong))
+    return [*wrong[:before], *range(n_gold), *wrong[before:]]
 
 
 def _report(examples: Sequence[Example], made: ConditionSamples, left_out: Sequence[str]) -> None:
