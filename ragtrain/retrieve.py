@@ -147,6 +147,7 @@ class Retriever:
         n_docs: int | None = None,
         depth: int | None = None,
         texts: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
     ) -> Lookup:
         """Return the ``retrieve`` of one batch: call it with the batch's question vectors.
 
@@ -155,6 +156,7 @@ class Retriever:
             n_docs: passages handed to the generator; without it, the retriever's own number.
             depth: passages searched for, at least ``n_docs``; the rest is kept in ``hits`` only.
             texts: the questions as they were asked, where ``retrieval`` looks at words.
+            ids: the questions' ids; a search has no use for them.
         """
         return Lookup(self, question_tokens, n_docs or self.n_docs, depth, texts)
 
@@ -188,5 +190,9 @@ class Lookup:
 
     def __call__(self, queries: Tensor) -> Retrieved:
         """Search with question vectors (batch, dim) and return the generator's ``n_docs`` passages for each."""
-        self._hits = self.retriever.search(queries, self.depth, texts=self.texts)
+        self._hits = self.search(queries)
         return self.retriever.gather(self._hits, self.question_tokens, self.n_docs)
+
+    def search(self, queries: Tensor) -> Hits:
+        """Return what is found with question vectors (batch, dim), ``depth`` passages for each."""
+        return self.retriever.search(queries, self.depth, texts=self.texts)

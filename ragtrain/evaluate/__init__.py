@@ -13,6 +13,7 @@ rag.py         RAG models
 sft.py         fine-tuned and plain causal language models, under one condition or several
 subjects.py    what such a model is: weights, prompts, passages it was trained with
 rows.py        the questions it is asked, with passages
+given.py       passages that another run read, given to this one
 conditions.py  what the conditions say together: tables, differences, reader and retrieval errors
 graphs.py      graph retrievers: documents of a graph, ranked for questions
 graph_*.py     what such a model is, the rankings that stand beside it, and their figures
@@ -24,7 +25,6 @@ prompted.py    prompts → answers → scores, with a causal language model
 figures.py     further scores, counts, slices, speed
 memory.py      the most memory held meanwhile
 dpr.py         answers in the form of DPR and FiD
-sweeps.py      the number of passages, and the place of the gold one
 results.py     an evaluation on disk
 """
 
@@ -34,10 +34,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragtrain.errors import ConfigError
-from ragtrain.evaluate import rag, sft, sweeps
+from ragtrain.evaluate import rag, sft
 from ragtrain.evaluate.answers import AnswerSettings, Evaluation, Record, evaluate_questions
 from ragtrain.evaluate.resolve import Subject, subject_of
-from ragtrain.evaluate.results import ConditionsResult, EvalResult
+from ragtrain.evaluate.results import EvalResult
+from ragtrain.evaluate.sft import ConditionsResult
 from ragtrain.models.folders import SIDECAR, local_folder, read_json
 from ragtrain.models.gfm.ultra import is_ultra
 
@@ -53,7 +54,7 @@ Kind = Literal["rag", "sft", "gfm", "links", "compress"]
 _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
     "rag": (
         "a RAG model, which always reads what it retrieves",
-        ("conditions", "also_base", "graph", "fusion", "compression_rate", "gold_position_sweep"),
+        ("conditions", "also_base", "graph", "fusion", "compression_rate"),
     ),
     "sft": (
         "a causal language model",
@@ -63,7 +64,7 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         "a graph model, which writes no answers",
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
-            "max_new_tokens", "question_key", "answer_key", "compression_rate", "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep",
+            "max_new_tokens", "question_key", "answer_key", "compression_rate", "compat", "dpr_file",
         ),
     ),
     "links": (
@@ -71,14 +72,14 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
             "max_new_tokens", "question_key", "answer_key", "test_data", "index_path", "n_docs", "recall_at", "fusion", "compression_rate",
-            "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep",
+            "compat", "dpr_file",
         ),
     ),
     "compress": (
         "a run of train compress",
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "graph", "fusion", "recall_at",
-            "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep",
+            "compat", "dpr_file",
         ),
     ),
 }  # fmt: skip
@@ -111,8 +112,6 @@ def run(config: EvalConfig) -> EvalResult | ConditionsResult:
         from ragtrain.evaluate.compress import command
 
         return command.run(config, subject)
-    if kind == "rag" and config.n_docs_sweep:
-        return sweeps.run(config, subject)
     return rag.run(config, subject) if kind == "rag" else sft.run(config, subject)
 
 
@@ -137,12 +136,12 @@ def _kind_of(config: EvalConfig, subject: Subject) -> Kind:
         return "rag"
     network = str((own.get("architectures") or [""])[0])
     plain = (folder / "adapter_config.json").is_file() or network.endswith(("ForCausalLM", "LMHeadModel"))
-    if plain and not config.conditions and not config.gold_position_sweep:
+    if plain and not config.conditions and config.contexts_from is None:
         raise ConfigError(
             f"{subject.name} is a causal language model that was not fine-tuned here: nothing says what its prompts hold",
             hint="give --conditions closed-book,gold,retrieved,gold+distractors,distractors-only (or some of them) and --test-data",
         )
-    return "sft" if plain or config.conditions else "rag"
+    return "sft" if config.conditions or plain else "rag"
 
 
 def _is_graph_model(name: str) -> bool:

@@ -183,8 +183,9 @@ def answer_batch(
     # A question follows a space in the generator's input.
     spaced = bare_ids(model.generator_tokenizer, [f" {text}" for text in texts])
     lookup = retriever.for_questions(
-        [np.asarray(ids, dtype=np.int64) for ids in spaced], n_docs=settings.n_docs, depth=settings.depth, texts=texts
-    )
+        [np.asarray(ids, dtype=np.int64) for ids in spaced], n_docs=settings.n_docs, depth=settings.depth, texts=texts,
+        ids=[question.id for question in questions],
+    )  # fmt: skip
     kind = torch.float16 if settings.precision == "fp16" else torch.bfloat16
     with torch.autocast(device.type, dtype=kind, enabled=settings.precision != "no"):
         answers = decode(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ragtrain import prepare, report
 from ragtrain.evaluate import dpr, figures, results
 from ragtrain.evaluate.answers import AnswerSettings, Evaluation, evaluate_questions
+from ragtrain.evaluate.given import Contexts, GivenRetriever, contexts_of
 from ragtrain.evaluate.memory import PeakMemory
 from ragtrain.evaluate.resolve import (
     Questions,
@@ -52,10 +53,15 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult:
     questions = questions_of(config, subject)
     index = DenseIndex.open(index_path_of(subject, config.index_path), passages=config.passages_path)
     model = load_model_of(subject)
+    contexts = contexts_of(config, [question.id for question in questions.questions])
+    if contexts is not None:
+        config = config.model_copy(
+            update={"n_docs": contexts.most, "recall_at": (), "retrieval": "dense", "search_index": "flat"}
+        )
     settings = _settings(config, model, subject, device)
 
     # 2. The same evaluation is not made twice, and another one is not overwritten unasked.
-    described = _describe(subject, model, questions, index, settings)
+    described = _describe(subject, model, questions, index, settings, contexts)
     found = results.earlier(output, described["fingerprint"], overwrite=config.overwrite)
     results.check_document(config.output_file, described["fingerprint"], overwrite=config.overwrite)
     dpr.check(config, {"": None if found is None else output})
@@ -66,14 +72,7 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult:
     else:
         if model.passage_encoder is None:
             _warn_of_another_encoder(subject, index)
-        retriever = Retriever.for_model(
-            index,
-            model.to(device),
-            device=device,
-            n_docs=settings.n_docs,
-            retrieval=settings.retrieval,
-            search_index=settings.search_index,
-        )
+        retriever = _retriever(index, model.to(device), device, settings, contexts)
         _follow(model, retriever, device)
         with PeakMemory(device) as peak:
             evaluation = evaluate_questions(model, retriever, questions.questions, settings)
@@ -87,8 +86,7 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult:
     if config.dpr_file is not None:
         dpr.write({"": output}, config.dpr_file)
     _show(summary, subject.name)
-    compared = output.parent if output.name == "eval" else output
-    log.info("answers and metrics in %s; next: ragtrain compare OTHER_RUN %s", output, compared)
+    results.say_next(output, config)
     return EvalResult(output, summary, reused=found is not None)
 
 
@@ -110,9 +108,26 @@ def _settings(config: EvalConfig, model: RagModel, subject: Subject, device: tor
     )
 
 
+def _retriever(
+    index: DenseIndex, model: RagModel, device: torch.device, settings: AnswerSettings, contexts: Contexts | None
+) -> Retriever:
+    """Return what finds passages, or gives those that another run read."""
+    if contexts is not None:
+        return GivenRetriever.giving(contexts.places(index), index, model, device, settings.n_docs)
+    return Retriever.for_model(
+        index,
+        model,
+        device=device,
+        n_docs=settings.n_docs,
+        retrieval=settings.retrieval,
+        search_index=settings.search_index,
+    )
+
+
 def _describe(
-    subject: Subject, model: RagModel, questions: Questions, index: DenseIndex, settings: AnswerSettings
-) -> dict[str, Any]:
+    subject: Subject, model: RagModel, questions: Questions, index: DenseIndex, settings: AnswerSettings,
+    contexts: Contexts | None,
+) -> dict[str, Any]:  # fmt: skip
     """Return everything that an evaluation depends on, and its fingerprint."""
     ids = hashlib.sha256("\n".join(question.id for question in questions.questions).encode()).hexdigest()
     described: dict[str, Any] = {
@@ -152,6 +167,9 @@ def _describe(
         ],
         "settings": {name: value for name, value in described["settings"].items() if name not in _NOT_DEFINING},
     }
+    if contexts is not None:
+        described["contexts"] = contexts.describe()
+        defining["contexts"] = contexts.sha256
     return {**described, "fingerprint": results.fingerprint_of(defining)}
 
 

@@ -90,15 +90,40 @@ class ConditionsResult:
 
 
 def output_folder(config: EvalConfig, subject: Subject) -> Path:
-    """Return ``--output-dir``; else ``eval`` in the run; else beside ``--output-file``; else under ``runs``."""
+    """Return ``--output-dir``; else ``eval`` in the run; else beside ``--output-file``; else under ``runs``.
+
+    On the contexts of another run it is ``eval-contexts-of-NAME`` in place of ``eval``.
+    """
     if config.output_dir is not None:
         return config.output_dir
+    name = "eval" if config.contexts_from is None else f"eval-contexts-of-{_called(config.contexts_from)}"
     if subject.run is not None:
-        return subject.run.path / "eval"
+        return subject.run.path / name
     if config.output_file is not None:
         return config.output_file.with_suffix("")
-    name = "untrained" if subject.model_name is None else subject.model_name.strip("/.").replace("/", "--")
-    return Path("runs") / name / "eval"
+    model = "untrained" if subject.model_name is None else subject.model_name.strip("/.").replace("/", "--")
+    return Path("runs") / model / name
+
+
+def _called(run: Path) -> str:
+    """Return the name of a run that is given as a folder, an evaluation in it, or a file of predictions."""
+    path = run.resolve()
+    if path.is_file():
+        path = path.parent if path.name == PREDICTIONS_FILE else path.with_suffix("")
+    names = path.parent.parent.name, path.parent.name, path.name
+    if names[2] == "eval":
+        return names[1]
+    return f"{names[0]}-{names[2]}" if names[1] == "eval" else names[2]
+
+
+def say_next(output: Path, config: EvalConfig) -> None:
+    """Say where answers are and what may be compared next."""
+    if config.contexts_from is not None:
+        log.info("answers and metrics in %s; next: ragtrain compare %s %s --swapped %s", output, config.model_dir or "RUN",
+                 config.contexts_from, output)  # fmt: skip
+        return
+    compared = output.parent if output.name == "eval" else output
+    log.info("answers and metrics in %s; next: ragtrain compare OTHER_RUN %s", output, compared)
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from ragtrain.data.sft.distractors import ranked
 from ragtrain.data.sft.examples import ExampleFile, read_examples, read_sft
 from ragtrain.data.sft.shots import Shots
 from ragtrain.errors import ConfigError, DataError
+from ragtrain.evaluate.given import contexts_of
 from ragtrain.models.folders import read_json
 from ragtrain.prepare.contexts import with_contexts
 
@@ -34,7 +35,7 @@ log = logging.getLogger("ragtrain")
 #: Passages searched for each passage of a prompt, where distractors are drawn from what is found.
 HARD = 4
 #: What the prompts of rows that bring their own hold.
-Given = Literal["as given"]
+Given = Literal["as given", "contexts of another run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Asked:
     """What is asked under a condition.
 
     Attributes:
-        condition: its name; ``as given`` where rows bring finished prompts.
+        condition: its name; ``as given`` where rows bring finished prompts, ``contexts of another run`` where those of
+            ``--contexts-from`` are read.
         n_docs: passages in a prompt, at most.
         samples: the prompts.
         references: right answers of each.
         found: what a search found for each, best first; None where the prompts are no result of one.
         left_out: rows without a gold passage, where one is needed.
-        gold_at: place of the gold passage in a sweep over it, from 1.
-        swept: whether this is one of several numbers of passages.
+        contexts: whose passages are read, where they are another run's.
     """
 
     condition: Condition | Given
@@ -58,15 +59,7 @@ class Asked:
     references: list[tuple[str, ...]]
     found: list[tuple[Document, ...]] | None
     left_out: int
-    gold_at: int | None = None
-    swept: bool = False
-
-    @property
-    def name(self) -> str:
-        """What tells it from the others: ``retrieved``, ``retrieved@5``, ``gold-at-1``."""
-        if self.gold_at is not None:
-            return f"gold-at-{self.gold_at}"
-        return f"{self.condition}@{self.n_docs}" if self.swept else self.condition
+    contexts: dict[str, Any] | None = None
 
     @property
     def sha256(self) -> str:
@@ -83,8 +76,6 @@ def conditions_of(config: EvalConfig, causal: Causal) -> tuple[Condition, ...]:
     """Return the conditions asked for, in order; else what a run was trained with."""
     if config.conditions:
         return tuple(dict.fromkeys(config.conditions))
-    if config.gold_position_sweep and not config.n_docs_sweep:
-        return ()
     return ("retrieved",) if n_docs_of(config, causal) else ("closed-book",)
 
 
@@ -179,65 +170,50 @@ def ask(config: EvalConfig, causal: Causal, examples: Sequence[Example]) -> tupl
         ConfigError: a condition cannot be had of these rows, or the index is not there.
         DataError: the index cannot be read.
     """
+    contexts = contexts_of(config, [example.id for example in examples])
+    if contexts is not None:
+        shots = _shots(config, causal, _index_of(config, causal) if causal.context.n_shots else None, contexts.most)
+        samples = [
+            dataclasses.replace(sample, shots=() if shots is None else shots.draw(example))
+            for sample, example in zip(contexts.samples(examples), examples, strict=True)
+        ]
+        references = [example.answers for example in examples]
+        return [
+            Asked("contexts of another run", contexts.most, samples, references, None, 0, contexts.describe())
+        ], None
     if any(example.finished is not None for example in examples):
         return [_as_given(config, causal, examples)], None
     conditions, n_docs = conditions_of(config, causal), n_docs_of(config, causal)
     about = None
-    index = None if conditions == ("closed-book",) and not config.gold_position_sweep else _index_of(config, causal)
+    index = _index_of(config, causal) if set(conditions) != {"closed-book"} else None
     if config.retrieval is not None and index is None:
         raise ConfigError(
             "--retrieval says how an index is searched, and none is", hint="give --index-path, or leave it out"
         )
     rows = list(examples)
-    every = _sweep(config, conditions, n_docs)
     if index is not None:
-        depth = max(_depth(config, most) for _, most, _ in every)
+        depth = max(HARD * n_docs, *config.recall_at, 1)
         retrieval = config.retrieval or causal.context.retrieval
         rows, about = with_contexts(rows, index=index, depth=depth, retrieval=retrieval, device=config.device)
     asked = []
-    for condition, most, gold_at in every:
+    for condition in conditions:
         closed = condition == "closed-book"
-        chosen = examples if closed else rows
+        chosen, most = (examples, 0) if closed else (rows, n_docs)
         shots = _shots(config, causal, None if closed else index, most)
-        made = samples_for(chosen, condition, most, config.seed, shots=shots, gold_at=gold_at)
+        made = samples_for(chosen, condition, most, config.seed, shots=shots)
         searched = index is not None and condition == "retrieved"
-        deep = _depth(config, most)
         asked.append(
             Asked(
                 condition, most, made.samples, [chosen[place].answers for place in made.origins],
-                [ranked(chosen[place])[:deep] for place in made.origins] if searched else None, len(made.left_out),
-                gold_at=gold_at, swept=bool(config.n_docs_sweep) and not closed and gold_at is None,
+                [ranked(chosen[place]) for place in made.origins] if searched else None, len(made.left_out),
             )
         )  # fmt: skip
     return asked, about
 
 
-def _sweep(config: EvalConfig, conditions: Sequence[Condition], n_docs: int) -> list[tuple[Condition, int, int | None]]:
-    """Return what is asked: condition, passages in a prompt, and the place of the gold passage in a sweep over it.
-
-    Raises:
-        ConfigError: the gold passage is to stand behind the last one.
-    """
-    every: list[tuple[Condition, int, int | None]] = []
-    for condition in conditions:
-        counts = (0,) if condition == "closed-book" else sorted(set(config.n_docs_sweep)) or (n_docs,)
-        every += [(condition, count, None) for count in counts]
-    places = sorted(set(config.gold_position_sweep))
-    if places and places[-1] > n_docs:
-        raise ConfigError(
-            f"the gold passage cannot be passage {places[-1]} of {n_docs}", hint=f"give --n-docs {places[-1]}"
-        )
-    return [*every, *(("gold+distractors", n_docs, place) for place in places)]
-
-
-def _depth(config: EvalConfig, n_docs: int) -> int:
-    """Return how many passages are searched for prompts of some size."""
-    return max(HARD * n_docs, *config.recall_at, 1)
-
-
 def _as_given(config: EvalConfig, causal: Causal, examples: Sequence[Example]) -> Asked:
     """Return rows with finished prompts, as they stand."""
-    if config.conditions or config.n_docs_sweep or config.gold_position_sweep:
+    if config.conditions:
         raise ConfigError("rows with finished prompts hold what they hold: there are no conditions to them",
                           hint="leave --conditions out, or give --test-data with questions and passages")  # fmt: skip
     context = causal.context.model_copy(

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from ragtrain import prepare
 from ragtrain.data.sft.prompts import Prompter
-from ragtrain.evaluate import conditions, dpr, figures, results, sweeps
+from ragtrain.evaluate import conditions, dpr, figures, results
 from ragtrain.evaluate.memory import PeakMemory
 from ragtrain.evaluate.prompted import PromptedEvaluation, PromptedSettings, evaluate_samples
 from ragtrain.evaluate.resolve import precision_of
-from ragtrain.evaluate.results import ConditionsResult, EvalResult
+from ragtrain.evaluate.results import EvalResult
 from ragtrain.evaluate.rows import Asked, ask, read_rows
 from ragtrain.evaluate.subjects import Causal, Role, causal_of, check_base, load, weights_of
 from ragtrain.models.adapters import adapters_off
@@ -59,7 +59,31 @@ class Job:
     @property
     def name(self) -> str:
         """What the console and summaries call it."""
-        return self.asked.name if self.role == "tuned" else f"base/{self.asked.name}"
+        return self.asked.condition if self.role == "tuned" else f"base/{self.asked.condition}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionsResult:
+    """Evaluations under several conditions, or of a model and its base, by name (``retrieved``, ``base/retrieved``).
+
+    Attributes:
+        path: folder of ``summary.json``.
+        summary: metrics of each evaluation, and the differences between them.
+        evaluations: each of them.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    evaluations: dict[str, EvalResult]
+
+    @property
+    def reused(self) -> bool:
+        """Whether nothing was done, because all of it was there."""
+        return all(result.reused for result in self.evaluations.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {**self.summary, "path": str(self.path), "reused": self.reused}
 
 
 def run(config: EvalConfig, subject: Subject) -> EvalResult | ConditionsResult:
@@ -111,7 +135,6 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult | ConditionsResult:
             "name": causal.name,
             "fingerprint": whole,
             **conditions.summarise(evaluations, config.seed),
-            "sweeps": sweeps.of_conditions(evaluations, config.seed),
         }
         write_json(root / results.SUMMARY_FILE, summary)
         result = ConditionsResult(root, summary, evaluations)
@@ -121,9 +144,7 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult | ConditionsResult:
     if config.dpr_file is not None:
         dpr.write({name: each.path for name, each in evaluations.items()}, config.dpr_file)
     conditions.show(causal.name, evaluations, None if isinstance(result, EvalResult) else result.summary)
-    if len(jobs) > 1:
-        sweeps.show(result.summary["sweeps"])
-    _next(root, jobs)
+    _next(root, jobs, config)
     return result
 
 
@@ -167,7 +188,7 @@ def _jobs(config: EvalConfig, causal: Causal, asked: Sequence[Asked], root: Path
             )
             retrieval = config.retrieval or causal.context.retrieval
             described = _describe(causal, role, weights, one, settings, about, retrieval)
-            jobs.append(Job(role, one, settings, folder / one.name if len(asked) > 1 else folder, described))
+            jobs.append(Job(role, one, settings, folder / one.condition if len(asked) > 1 else folder, described))
     return jobs
 
 
@@ -197,10 +218,11 @@ def _describe(
         "settings": {
             **chosen, "recall_at": list(settings.recall_at), "n_docs": asked.n_docs, "condition": asked.condition,
             "retrieval": retrieval if searched else None,
-            **({} if asked.gold_at is None else {"gold_at": asked.gold_at}),
         },
         "versions": results.versions(),
     }  # fmt: skip
+    if asked.contexts is not None:  # the passages themselves are part of what is asked
+        described["contexts"] = asked.contexts
     defining = {
         "model": weights,
         "asked": asked.sha256,
@@ -244,9 +266,7 @@ def _summary(evaluation: PromptedEvaluation, job: Job, measured: dict[str, Any])
     return {
         **missing,
         **evaluation.metrics,
-        **figures.told(
-            evaluation, job.settings.confidence, job.settings.seed, measured["peak"], job.settings.compat
-        ),
+        **figures.told(evaluation, job.settings.confidence, job.settings.seed, measured["peak"], job.settings.compat),
         "lost": {kind: lost.count(kind) for kind in ("docs", "text", "row")},
         **job.described,
         "device": measured["device"],
@@ -264,11 +284,10 @@ def _document(result: EvalResult | ConditionsResult) -> dict[str, Any]:
     return {**result.summary, "evaluations": evaluations}
 
 
-def _next(root: Path, jobs: Sequence[Job]) -> None:
+def _next(root: Path, jobs: Sequence[Job], config: EvalConfig) -> None:
     """Say where answers are and what may be looked at next."""
     if len(jobs) == 1:
-        other = root.parent if root.name == "eval" else root
-        log.info("answers and metrics in %s; next: ragtrain compare OTHER_RUN %s", root, other)
+        results.say_next(root, config)
         return
     pair = next(((job, base) for base in jobs for job in jobs if base.role == "base" and job.asked is base.asked), None)
     last, first = pair or (jobs[-1], jobs[0])

@@ -520,6 +520,114 @@ def test_compare_reads_what_eval_wrote(world: World) -> None:
     assert comparison.remarks == ("n_docs is 3 in A and 1 in B",)
 
 
+# --- passages of another run -------------------------------------------------------------------------------------
+
+
+def other_run(folder: Path, read: dict[str, list[dict[str, Any]]]) -> Path:
+    """Predictions of another run that read these passages."""
+    answers = {question.id: list(question.answers) for question in QUESTIONS}
+    rows = [
+        {"id": each, "question": "", "answers": answers.get(each, []), "prediction": "w0", "documents": documents}
+        for each, documents in read.items()
+    ]
+    write_jsonl(folder / "eval" / "predictions.jsonl", rows)
+    return folder
+
+
+def drawn_passages(seed: int) -> dict[str, list[dict[str, Any]]]:
+    """One to three passages of each question, in any order."""
+    generator = np.random.default_rng(seed)
+    return {
+        question.id: [
+            {"id": PASSAGES[place].id, "title": PASSAGES[place].title, "text": PASSAGES[place].text}
+            for place in generator.permutation(len(PASSAGES))[: 1 + number % 3]
+        ]
+        for number, question in enumerate(QUESTIONS)
+    }
+
+
+def given_config(world: World, contexts: Path, **changes: Any) -> EvalConfig:
+    values = {
+        "model_dir": str(world.run),
+        "num_beams": 2,
+        "max_new_tokens": 4,
+        "device": "cpu",
+        "contexts_from": contexts,
+    }
+    return EvalConfig(**{**values, **changes})
+
+
+def test_own_passages_given_back_change_nothing(world: World) -> None:
+    own = run(world.config(recall_at=(1,)))
+    again = run(given_config(world, world.run))
+    assert again.path == world.run / "eval-contexts-of-one"
+    for one, other in zip(read_predictions(own.path), read_predictions(again.path), strict=True):
+        same = ("id", "prediction", "documents", "log_likelihood", "em", "f1")
+        assert {name: one[name] for name in same} == {name: other[name] for name in same}
+
+
+def test_given_passages_are_read_in_their_order_with_own_scores(world: World) -> None:
+    read = drawn_passages(3)
+    other = other_run(world.root / "runs" / "other", read)
+    result = run(given_config(world, other, batch_size=4))
+    assert result.path == world.run / "eval-contexts-of-other"
+    index = DenseIndex.open(world.root / "data" / "index")
+    vectors = np.asarray(index.vectors, dtype=np.float64)
+    for question, row in zip(QUESTIONS, read_predictions(result.path), strict=True):
+        given = [document["id"] for document in read[question.id]]
+        assert [document["id"] for document in row["documents"]] == given
+        query = world.model.eval().question_encoder.encode_questions([question.question]).astype(np.float64)[0]
+        scores = np.array([vectors[int(each[1:])] @ query for each in given])
+        assert [document["score"] for document in row["documents"]] == pytest.approx(scores.tolist(), rel=1e-4)
+        prior = np.exp(scores - scores.max())
+        assert [d["prior"] for d in row["documents"]] == pytest.approx((prior / prior.sum()).tolist(), rel=1e-3)
+        texts = [PASSAGES[int(each[1:])].text for each in given]
+        assert row["first_hit"] == metrics.first_hit(question.answers, texts)
+    assert result.summary["settings"]["n_docs"] == 3
+    assert result.summary["contexts"]["run"] == str(other)
+    assert run(given_config(world, other)).reused
+    other_run(other, drawn_passages(4))  # other passages are another evaluation
+    with pytest.raises(ConfigError, match="holds another evaluation"):
+        run(given_config(world, other))
+
+
+def test_a_difference_falls_apart_into_the_parts_of_passages_and_of_the_reader(world: World) -> None:
+    run(world.config())
+    other = other_run(world.root / "runs" / "other", drawn_passages(5))
+    swapped = run(given_config(world, other))
+    result = compare.run(CompareConfig(runs=(world.run, other), swapped=swapped.path, bootstrap_samples=100))
+    em, f1 = result.attribution
+    assert (em.metric, f1.metric, em.same_passages) == ("em", "f1", 1.0)
+    for part in (em, f1):
+        assert part.retrieval.delta + part.reader.delta == pytest.approx(part.b - part.a)
+
+
+def test_passages_that_the_index_lacks_and_questions_not_answered_are_named(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = drawn_passages(6)
+    read["q4"][0] = {"id": "elsewhere", "title": "", "text": "w1"}
+    read["q5"][0] |= {"text": "w1 w2 of another file"}
+    other = other_run(world.root / "runs" / "other", read)
+    with pytest.raises(DataError, match=r"has no passage 'elsewhere'.*question 'q4'"):
+        run(given_config(world, other))
+    del read["q4"][0]
+    read["q4"] = read["q3"]
+    with caplog.at_level(logging.WARNING, logger="ragtrain"):
+        run(given_config(world, other_run(other, read)))
+    assert "have another text" in caplog.text
+    read["q4"] = []
+    with pytest.raises(DataError, match="read no passage for question 'q4'"):
+        run(given_config(world, other_run(other, read), overwrite=True))
+    del read["q4"]
+    with pytest.raises(DataError, match="does not answer 1 of the 10 questions, of which the first is 'q4'"):
+        run(given_config(world, other_run(other, read)))
+    with pytest.raises(DataError, match="answers none of the 10 questions"):
+        run(given_config(world, other_run(other, {"another": read["q3"]})))
+    with pytest.raises(ConfigError, match="--n-docs, --retrieval beside --contexts-from"):
+        run(given_config(world, other, n_docs=2, retrieval="dense"))
+
+
 # --- what is evaluated -------------------------------------------------------------------------------------------
 
 

@@ -582,3 +582,62 @@ def test_the_command_line_end_to_end(run_of: Callable[..., Path], capsys: pytest
     assert main(["compare", str(folder / "eval" / "base" / "gold"), str(folder / "eval" / "gold")]) == 0
     assert main(["eval", "--model-dir", str(folder), "--num-beams", "2"]) == 2
     assert "--num-beams means nothing" in capsys.readouterr().err
+
+
+# --- passages of another run -------------------------------------------------------------------------------------
+
+
+def given_config(path: Path, contexts: Path, **changes: Any) -> EvalConfig:
+    return EvalConfig(model_dir=str(path), device="cpu", contexts_from=contexts, **changes)
+
+
+def test_prompts_hold_what_another_run_read_in_its_order(run_of: Callable[..., Path], corner: Path) -> None:
+    folder, other = run_of(), run_of(learning_rate=0.05)
+    examples = read_examples(SftDataConfig(), corner / "test.jsonl", split="test").examples
+    rows = []
+    for place, example in enumerate(examples):
+        texts = [f"passage {place} {letter}" for letter in "abc"[: place % 4]]
+        read = [
+            {"id": text, "title": "" if i else "T", "text": text, "rank": len(texts) - 1 - i}
+            for i, text in enumerate(texts)
+        ]
+        rows.append({"id": example.id, "answers": list(example.answers), "prediction": "x", "documents": read})
+    write_jsonl(other / "eval" / "predictions.jsonl", rows)
+    result = run(given_config(folder, other))
+    assert isinstance(result, EvalResult)
+    assert result.path == folder / f"eval-contexts-of-{other.name}"
+    assert result.summary["condition"] == "contexts of another run"
+    assert (result.summary["settings"]["n_docs"], result.summary["index"]) == (3, None)
+    model, tokenizer, sidecar = load_causal_run(folder)
+    for example, row, line in zip(examples, rows, lines(result.path), strict=True):
+        documents = [Document(each["id"], each["title"], each["text"]) for each in row["documents"]]
+        assert line["prediction"] == slowly(model, tokenizer, sidecar["prompt"], example.question, documents)
+        read = [{name: each[name] for name in ("id", "title", "text", "rank")} for each in line["documents"]]
+        assert read == row["documents"]
+    assert run(given_config(folder, other)).reused
+    rows[1]["documents"][0]["text"] += " changed"
+    write_jsonl(other / "eval" / "predictions.jsonl", rows)
+    with pytest.raises(ConfigError, match="holds another evaluation"):
+        run(given_config(folder, other))
+    with pytest.raises(ConfigError, match="--conditions beside --contexts-from"):
+        run(given_config(folder, other, conditions=("gold",)))
+    del rows[1]["documents"][0]["text"]
+    write_jsonl(other / "eval" / "predictions.jsonl", rows)
+    with pytest.raises(DataError, match="does not say what stands in the passage 'passage 1 a'"):
+        run(given_config(folder, other))
+
+
+def test_one_condition_of_several_can_be_given(run_of: Callable[..., Path]) -> None:
+    folder, other = run_of(), run_of(learning_rate=0.05)
+    run(config_of(other, conditions=("closed-book", "gold")))
+    with pytest.raises(DataError, match="holds 2 evaluations") as caught:
+        run(given_config(folder, other))
+    assert str(other / "eval" / "gold") in str(caught.value.hint)
+    result = run(given_config(folder, other / "eval" / "gold", also_base=True))
+    assert isinstance(result, ConditionsResult)
+    assert result.path == folder / f"eval-contexts-of-{other.name}-gold"
+    gold = [[each["id"] for each in row["documents"]] for row in lines(other / "eval" / "gold")]
+    for each in result.evaluations.values():
+        assert [[document["id"] for document in row["documents"]] for row in lines(each.path)] == gold
+    with pytest.raises(DataError, match="read no passage for any"):
+        run(given_config(folder, other / "eval" / "closed-book"))

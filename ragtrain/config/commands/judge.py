@@ -18,6 +18,7 @@ class EvalConfig(Command):
         "ragtrain eval --model-dir runs/rag --num-samples 500",
         "ragtrain eval --model-dir runs/sft --conditions closed-book,gold,retrieved --also-base",
         "ragtrain eval --model-dir training_with_eval --compression-rate 32",
+        "ragtrain eval --model-dir runs/before --contexts-from runs/after",
         "ragtrain eval --model-dir runs/gfm --graph data/musique --fusion bm25",
         "ragtrain eval --model-dir facebook/rag-sequence-nq --test-data NQ-open.dev.jsonl --index-path data/index",
         "ragtrain eval --model-dir ultra_3g.pth --graph data/codex-s",
@@ -75,13 +76,12 @@ class EvalConfig(Command):
     conditions: tuple[Literal["closed-book", "gold", "retrieved", "gold+distractors", "distractors-only"], ...] = ()
     """Runs of train sft and causal language models: what the prompts hold: nothing, the gold passages, what the index finds,
     the gold passages among what it finds wrongly, or that alone; without it, what the run was trained with."""
+    contexts_from: Path | None = None
+    """RAG models, runs of train sft and causal language models: answer from exactly the passages that another evaluated run read,
+    for ``ragtrain compare A B --swapped``; a run folder, an evaluation folder or predictions."""
     also_base: bool = False
-    """The same: answer with the base model as well, from the same load, with the adapters switched off."""
-    n_docs_sweep: tuple[PositiveInt, ...] = ()
-    """RAG models and causal language models: answer with each of these numbers of passages, under every condition that has any."""
-    gold_position_sweep: tuple[PositiveInt, ...] = ()
-    """Runs of train sft and causal language models: answer with the gold passage at each of these places, from 1, among the same
-    distractors, ``n_docs`` passages in all."""
+    """Runs of train sft and causal language models: answer with the base model as well, from the same load, with the adapters
+    switched off."""
     checkpoint: str = "final"
     """Which weights of a run: final, best, latest or a checkpoint's name."""
     output_dir: Path | None = None
