@@ -226,8 +226,10 @@ def _ragfit_string_em(prediction: str, groups: Sequence[Sequence[str]]) -> float
 @functools.cache
 def _ragfit_scorer() -> Any:  # noqa: ANN401 - the library has no types
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    return RougeScorer(["rougeL"])
+    # Named, because a scorer that takes its default says so in the log, and gives the root logger a handler to say it.
+    return RougeScorer(["rougeL"], tokenizer=DefaultTokenizer())
 
 
 def _ragfit_rouge(prediction: str, answer: str) -> float:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 import re
 import string
+import subprocess
+import sys
 import unicodedata
 from functools import cache
 
@@ -254,7 +256,7 @@ def test_kilts_retrieval() -> None:
 
 def test_ragfits_rules() -> None:
     everywhere = 0
-    for prediction, answers in pairs(4000, seed=5):
+    for prediction, answers in pairs(2000, seed=5):
         ours = metrics.answer_scores(prediction, answers, [answers, ["us", "zzz"]], "ragfit")
         exact = max(float(squad_normal(prediction) == squad_normal(answer)) for answer in answers)
         assert ours["em"] == exact
@@ -281,6 +283,18 @@ def test_ragfits_rouge_is_the_librarys_with_its_own_tokens() -> None:
         assert metrics.score("rouge_l", prediction, answers, "ragfit") == pytest.approx(expected, abs=1e-12)
         differing += expected != pytest.approx(metrics.rouge_l(prediction, answers))
     assert differing > 50
+
+
+def test_scoring_leaves_the_log_alone() -> None:
+    """In a process of its own: a handler of the root logger would write every line of the log twice."""
+    code = (
+        "import logging; from ragtrain import metrics\n"
+        "for rules in ('squad', 'kilt', 'ragfit'): metrics.answer_scores('a b .', ['a c .'], [['a c .']], rules)\n"
+        "metrics.corpus_bleu(['a b .'] * 200, [['a c .']] * 200)\n"
+        "assert not logging.getLogger().handlers"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_what_has_no_other_rule_is_scored_as_ever() -> None:
