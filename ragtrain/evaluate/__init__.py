@@ -25,6 +25,7 @@ prompted.py    prompts → answers → scores, with a causal language model
 figures.py     further scores, counts, slices, speed
 memory.py      the most memory held meanwhile
 dpr.py         answers in the form of DPR and FiD
+sweeps.py      the number of passages, and the place of the gold one
 results.py     an evaluation on disk
 """
 
@@ -34,11 +35,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragtrain.errors import ConfigError
-from ragtrain.evaluate import rag, sft
+from ragtrain.evaluate import rag, sft, sweeps
 from ragtrain.evaluate.answers import AnswerSettings, Evaluation, Record, evaluate_questions
 from ragtrain.evaluate.resolve import Subject, subject_of
-from ragtrain.evaluate.results import EvalResult
-from ragtrain.evaluate.sft import ConditionsResult
+from ragtrain.evaluate.results import ConditionsResult, EvalResult
 from ragtrain.models.folders import SIDECAR, local_folder, read_json
 from ragtrain.models.gfm.ultra import is_ultra
 
@@ -54,7 +54,7 @@ Kind = Literal["rag", "sft", "gfm", "links", "compress"]
 _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
     "rag": (
         "a RAG model, which always reads what it retrieves",
-        ("conditions", "also_base", "graph", "fusion", "compression_rate"),
+        ("conditions", "also_base", "graph", "fusion", "compression_rate", "gold_position_sweep"),
     ),
     "sft": (
         "a causal language model",
@@ -64,7 +64,7 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         "a graph model, which writes no answers",
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
-            "max_new_tokens", "question_key", "answer_key", "compression_rate", "compat", "dpr_file",
+            "max_new_tokens", "question_key", "answer_key", "compression_rate", "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep",
         ),
     ),
     "links": (
@@ -72,14 +72,14 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
             "max_new_tokens", "question_key", "answer_key", "test_data", "index_path", "n_docs", "recall_at", "fusion", "compression_rate",
-            "compat", "dpr_file",
+            "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep",
         ),
     ),
     "compress": (
         "a run of train compress",
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "graph", "fusion", "recall_at",
-            "compat", "dpr_file",
+            "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep",
         ),
     ),
 }  # fmt: skip
@@ -112,6 +112,8 @@ def run(config: EvalConfig) -> EvalResult | ConditionsResult:
         from ragtrain.evaluate.compress import command
 
         return command.run(config, subject)
+    if kind == "rag" and config.n_docs_sweep:
+        return sweeps.run(config, subject)
     return rag.run(config, subject) if kind == "rag" else sft.run(config, subject)
 
 
@@ -136,7 +138,8 @@ def _kind_of(config: EvalConfig, subject: Subject) -> Kind:
         return "rag"
     network = str((own.get("architectures") or [""])[0])
     plain = (folder / "adapter_config.json").is_file() or network.endswith(("ForCausalLM", "LMHeadModel"))
-    if plain and not config.conditions and config.contexts_from is None:
+    asked = config.conditions or config.gold_position_sweep or config.contexts_from
+    if plain and not asked:
         raise ConfigError(
             f"{subject.name} is a causal language model that was not fine-tuned here: nothing says what its prompts hold",
             hint="give --conditions closed-book,gold,retrieved,gold+distractors,distractors-only (or some of them) and --test-data",

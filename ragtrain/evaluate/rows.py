@@ -51,6 +51,8 @@ class Asked:
         found: what a search found for each, best first; None where the prompts are no result of one.
         left_out: rows without a gold passage, where one is needed.
         contexts: whose passages are read, where they are another run's.
+        gold_at: place of the gold passage in a sweep over it, from 1.
+        swept: whether this is one of several numbers of passages.
     """
 
     condition: Condition | Given
@@ -60,6 +62,15 @@ class Asked:
     found: list[tuple[Document, ...]] | None
     left_out: int
     contexts: dict[str, Any] | None = None
+    gold_at: int | None = None
+    swept: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others: ``retrieved``, ``retrieved@5``, ``gold-at-1``."""
+        if self.gold_at is not None:
+            return f"gold-at-{self.gold_at}"
+        return f"{self.condition}@{self.n_docs}" if self.swept else self.condition
 
     @property
     def sha256(self) -> str:
@@ -76,6 +87,8 @@ def conditions_of(config: EvalConfig, causal: Causal) -> tuple[Condition, ...]:
     """Return the conditions asked for, in order; else what a run was trained with."""
     if config.conditions:
         return tuple(dict.fromkeys(config.conditions))
+    if config.gold_position_sweep and not config.n_docs_sweep:
+        return ()
     return ("retrieved",) if n_docs_of(config, causal) else ("closed-book",)
 
 
@@ -185,35 +198,61 @@ def ask(config: EvalConfig, causal: Causal, examples: Sequence[Example]) -> tupl
         return [_as_given(config, causal, examples)], None
     conditions, n_docs = conditions_of(config, causal), n_docs_of(config, causal)
     about = None
-    index = _index_of(config, causal) if set(conditions) != {"closed-book"} else None
+    index = None if conditions == ("closed-book",) and not config.gold_position_sweep else _index_of(config, causal)
     if config.retrieval is not None and index is None:
         raise ConfigError(
             "--retrieval says how an index is searched, and none is", hint="give --index-path, or leave it out"
         )
     rows = list(examples)
+    every = _sweep(config, conditions, n_docs)
     if index is not None:
-        depth = max(HARD * n_docs, *config.recall_at, 1)
+        depth = max(_depth(config, most) for _, most, _ in every)
         retrieval = config.retrieval or causal.context.retrieval
         rows, about = with_contexts(rows, index=index, depth=depth, retrieval=retrieval, device=config.device)
     asked = []
-    for condition in conditions:
+    for condition, most, gold_at in every:
         closed = condition == "closed-book"
-        chosen, most = (examples, 0) if closed else (rows, n_docs)
+        chosen = examples if closed else rows
         shots = _shots(config, causal, None if closed else index, most)
-        made = samples_for(chosen, condition, most, config.seed, shots=shots)
+        made = samples_for(chosen, condition, most, config.seed, shots=shots, gold_at=gold_at)
         searched = index is not None and condition == "retrieved"
+        deep = _depth(config, most)
         asked.append(
             Asked(
                 condition, most, made.samples, [chosen[place].answers for place in made.origins],
-                [ranked(chosen[place]) for place in made.origins] if searched else None, len(made.left_out),
+                [ranked(chosen[place])[:deep] for place in made.origins] if searched else None, len(made.left_out),
+                gold_at=gold_at, swept=bool(config.n_docs_sweep) and not closed and gold_at is None,
             )
         )  # fmt: skip
     return asked, about
 
 
+def _sweep(config: EvalConfig, conditions: Sequence[Condition], n_docs: int) -> list[tuple[Condition, int, int | None]]:
+    """Return what is asked: condition, passages in a prompt, and the place of the gold passage in a sweep over it.
+
+    Raises:
+        ConfigError: the gold passage is to stand behind the last one.
+    """
+    every: list[tuple[Condition, int, int | None]] = []
+    for condition in conditions:
+        counts = (0,) if condition == "closed-book" else sorted(set(config.n_docs_sweep)) or (n_docs,)
+        every += [(condition, count, None) for count in counts]
+    places = sorted(set(config.gold_position_sweep))
+    if places and places[-1] > n_docs:
+        raise ConfigError(
+            f"the gold passage cannot be passage {places[-1]} of {n_docs}", hint=f"give --n-docs {places[-1]}"
+        )
+    return [*every, *(("gold+distractors", n_docs, place) for place in places)]
+
+
+def _depth(config: EvalConfig, n_docs: int) -> int:
+    """Return how many passages are searched for prompts of some size."""
+    return max(HARD * n_docs, *config.recall_at, 1)
+
+
 def _as_given(config: EvalConfig, causal: Causal, examples: Sequence[Example]) -> Asked:
     """Return rows with finished prompts, as they stand."""
-    if config.conditions:
+    if config.conditions or config.n_docs_sweep or config.gold_position_sweep:
         raise ConfigError("rows with finished prompts hold what they hold: there are no conditions to them",
                           hint="leave --conditions out, or give --test-data with questions and passages")  # fmt: skip
     context = causal.context.model_copy(

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from ragtrain import prepare
 from ragtrain.data.sft.prompts import Prompter
-from ragtrain.evaluate import conditions, dpr, figures, results
+from ragtrain.evaluate import conditions, dpr, figures, results, sweeps
 from ragtrain.evaluate.memory import PeakMemory
 from ragtrain.evaluate.prompted import PromptedEvaluation, PromptedSettings, evaluate_samples
 from ragtrain.evaluate.resolve import precision_of
-from ragtrain.evaluate.results import EvalResult
+from ragtrain.evaluate.results import ConditionsResult, EvalResult
 from ragtrain.evaluate.rows import Asked, ask, read_rows
 from ragtrain.evaluate.subjects import Causal, Role, causal_of, check_base, load, weights_of
 from ragtrain.models.adapters import adapters_off
@@ -59,31 +59,7 @@ class Job:
     @property
     def name(self) -> str:
         """What the console and summaries call it."""
-        return self.asked.condition if self.role == "tuned" else f"base/{self.asked.condition}"
-
-
-@dataclasses.dataclass(frozen=True)
-class ConditionsResult:
-    """Evaluations under several conditions, or of a model and its base, by name (``retrieved``, ``base/retrieved``).
-
-    Attributes:
-        path: folder of ``summary.json``.
-        summary: metrics of each evaluation, and the differences between them.
-        evaluations: each of them.
-    """
-
-    path: Path
-    summary: dict[str, Any]
-    evaluations: dict[str, EvalResult]
-
-    @property
-    def reused(self) -> bool:
-        """Whether nothing was done, because all of it was there."""
-        return all(result.reused for result in self.evaluations.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {**self.summary, "path": str(self.path), "reused": self.reused}
+        return self.asked.name if self.role == "tuned" else f"base/{self.asked.name}"
 
 
 def run(config: EvalConfig, subject: Subject) -> EvalResult | ConditionsResult:
@@ -135,6 +111,7 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult | ConditionsResult:
             "name": causal.name,
             "fingerprint": whole,
             **conditions.summarise(evaluations, config.seed),
+            "sweeps": sweeps.of_conditions(evaluations, config.seed),
         }
         write_json(root / results.SUMMARY_FILE, summary)
         result = ConditionsResult(root, summary, evaluations)
@@ -144,6 +121,8 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult | ConditionsResult:
     if config.dpr_file is not None:
         dpr.write({name: each.path for name, each in evaluations.items()}, config.dpr_file)
     conditions.show(causal.name, evaluations, None if isinstance(result, EvalResult) else result.summary)
+    if len(jobs) > 1:
+        sweeps.show(result.summary["sweeps"])
     _next(root, jobs, config)
     return result
 
@@ -188,7 +167,7 @@ def _jobs(config: EvalConfig, causal: Causal, asked: Sequence[Asked], root: Path
             )
             retrieval = config.retrieval or causal.context.retrieval
             described = _describe(causal, role, weights, one, settings, about, retrieval)
-            jobs.append(Job(role, one, settings, folder / one.condition if len(asked) > 1 else folder, described))
+            jobs.append(Job(role, one, settings, folder / one.name if len(asked) > 1 else folder, described))
     return jobs
 
 
@@ -218,6 +197,7 @@ def _describe(
         "settings": {
             **chosen, "recall_at": list(settings.recall_at), "n_docs": asked.n_docs, "condition": asked.condition,
             "retrieval": retrieval if searched else None,
+            **({} if asked.gold_at is None else {"gold_at": asked.gold_at}),
         },
         "versions": results.versions(),
     }  # fmt: skip

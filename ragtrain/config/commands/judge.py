@@ -82,6 +82,11 @@ class EvalConfig(Command):
     also_base: bool = False
     """Runs of train sft and causal language models: answer with the base model as well, from the same load, with the adapters
     switched off."""
+    n_docs_sweep: tuple[PositiveInt, ...] = ()
+    """RAG models and causal language models: answer with each of these numbers of passages, under every condition that has any."""
+    gold_position_sweep: tuple[PositiveInt, ...] = ()
+    """Runs of train sft and causal language models: answer with the gold passage at each of these places, from 1, among the same
+    distractors, ``n_docs`` passages in all."""
     checkpoint: str = "final"
     """Which weights of a run: final, best, latest or a checkpoint's name."""
     output_dir: Path | None = None
