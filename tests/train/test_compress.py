@@ -288,6 +288,7 @@ def command_line(causal_lm: Callable[..., Path], corner: Path) -> list[str]:
     return ["train", "compress", *words, "--trackers", "null"]
 
 
+@pytest.mark.slow
 def test_a_process_killed_by_a_signal_goes_on(command_line: list[str], tmp_path: Path, spawn, capsys) -> None:
     command = [*command_line, "--output_dir", str(tmp_path / "run")]
     process = spawn(*command)
