@@ -137,6 +137,24 @@ def test_kinds_of_runs(name: str, causal_lm: Callable[..., Path], corner: Path, 
     load_compress(run)
 
 
+def test_training_goes_on_from_a_run(causal_lm: Callable[..., Path], corner: Path, tmp_path: Path) -> None:
+    """With its weights, its prompts, and another set of rates."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    compress.run(config_of(causal_lm("llama"), corner, first))
+    sidecar = first / "final_model" / "ragtrain.json"
+    about = json.loads(sidecar.read_text())
+    about["prompt"]["instruction"] = "Say it."
+    sidecar.write_text(json.dumps(about))
+    compress.run(
+        config_of(first, corner, second, rates="16", eval_steps=1, full_context_steps=1, arms="compressed,full")
+    )
+    after = json.loads((second / "final_model" / "ragtrain.json").read_text())
+    assert (after["prompt"]["instruction"], after["base"]) == ("Say it.", about["base"])
+    adapters = json.loads((second / "full_context" / "final_model" / "adapter_config.json").read_text())
+    assert adapters["base_model_name_or_path"] == str(causal_lm("llama"))
+    assert lines(second)[0]["evaluation"]["eval_loss"] < lines(first)[-1]["evaluation"]["eval_loss"] * 1.05
+
+
 def encoder_config(folder: Path) -> Path:
     """Return a folder with the configuration of a small ModernBERT and nothing else."""
     from transformers import AutoConfig

@@ -20,8 +20,8 @@ from ragtrain.data.sft.prompts import PromptSettings
 from ragtrain.evaluate.compress.subject import Subject
 from ragtrain.models.causal import compile_layers, positions_of
 from ragtrain.models.compress.build import build_compress
-from ragtrain.models.compress.export import Tokenizers
-from ragtrain.models.folders import read_json
+from ragtrain.models.compress.export import Tokenizers, is_compress, read_sidecar
+from ragtrain.models.folders import local_folder, read_json
 from ragtrain.prepare.contexts import with_contexts
 
 if TYPE_CHECKING:
@@ -123,9 +123,7 @@ def build(config: CompressConfig, rows: CompressRows, accelerator: Accelerator) 
     tokenizers = Tokenizers(*both)
     if config.model.torch_compile:
         compile_layers(model.generator)
-    # The built-in model knows no instructions, and one would be a third of the prompt.
-    instruction = None if config.model.model_name_or_path is None else INSTRUCTION
-    settings = PromptSettings(instruction=instruction, date=date_of(config))
+    settings = _prompt_of(config)
     prompter = CompressPrompter(tokenizers.generator, limit=positions_of(model.generator), settings=settings)
     windower = Windower(tokenizers.compressor, model.settings)
     each: dict[str, Any] = {"batch_size": config.loop.batch_size, "seed": config.loop.seed}
@@ -142,7 +140,7 @@ def build(config: CompressConfig, rows: CompressRows, accelerator: Accelerator) 
         pretraining=_pretraining(config, train, windower, prompter) if steps else None,
         full=FullSource(train, prompter, **each),
         first_adapters=adapter_weights(model.generator),
-        base_name=base_name,
+        base_name=model.names.generator,
         sidecar=_sidecar(config, rows, prompter),
     )
     _check_lengths(parts)
@@ -188,7 +186,18 @@ def _scored(config: CompressConfig, rows: CompressRows) -> CompressConfig:
     return config.model_copy(update={"objective": config.objective.model_copy(update={"rank_weight": 0.0})})
 
 
-def date_of(config: CompressConfig) -> str | None:
+def _prompt_of(config: CompressConfig) -> PromptSettings:
+    """Return how prompts are written: as in the run with which training goes on, if it goes on with one."""
+    name = config.model.model_name_or_path
+    if name is not None and is_compress(name):
+        settings = PromptSettings.from_json(read_sidecar(local_folder(name, kind="model")).get("prompt") or {})
+    else:
+        # The built-in model knows no instructions, and one would be a third of the prompt.
+        settings = PromptSettings(instruction=None if name is None else INSTRUCTION)
+    return dataclasses.replace(settings, date=_date_of(config))
+
+
+def _date_of(config: CompressConfig) -> str | None:
     """Return the date that a run which goes on has in its prompts: some chat templates write today's."""
     file, resume = config.run.output_dir / "data.json", config.loop.resume
     if resume == "never" or (config.run.overwrite and resume == "auto") or not file.is_file():
