@@ -16,8 +16,9 @@ from ragtrain.errors import OutOfMemoryError
 from ragtrain.models.decoding import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from ragtrain.evaluate.kept import Kept
     from ragtrain.models.decoding import Answer
     from ragtrain.models.rag import RagModel
     from ragtrain.records import Passage, Question
@@ -122,6 +123,12 @@ class Record:
         row = dataclasses.asdict(self)
         return {**row, "answers": list(self.answers), "documents": list(row["documents"])}
 
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Record:
+        """Return the record of a JSON form."""
+        documents = tuple(FoundDocument(**document) for document in row["documents"])
+        return cls(**{**row, "answers": tuple(row["answers"]), "documents": documents})
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -138,11 +145,22 @@ class Evaluation:
 
 
 def evaluate_questions(
-    model: RagModel, retriever: Retriever, questions: Sequence[Question], settings: AnswerSettings
+    model: RagModel,
+    retriever: Retriever,
+    questions: Sequence[Question],
+    settings: AnswerSettings,
+    kept: Kept | None = None,
 ) -> Evaluation:
     """Answer questions and score the answers.
 
     The model is left in the mode it was in. Records come in the order of the questions.
+
+    Args:
+        model: with question encoder and generator.
+        retriever: finds passages.
+        questions: what is asked; their ids are unique.
+        settings: how.
+        kept: answers of an earlier attempt, which are not made again, and a place for those that are.
 
     Raises:
         OutOfMemoryError: a batch does not fit on the device.
@@ -150,8 +168,13 @@ def evaluate_questions(
     started = time.perf_counter()
     # Longest first: neighbours are padded little, and a batch that does not fit fails at once.
     order = sorted(range(len(questions)), key=lambda index: -len(questions[index].question))
-    records: dict[int, Record] = {}
-    progress: report.Progress[None] = report.progress(len(questions), "Answering questions")
+    earlier = {} if kept is None else kept.answers
+    records = {
+        row: Record.from_json(earlier[question.id]) for row, question in enumerate(questions) if question.id in earlier
+    }
+    order = [row for row in order if row not in records]
+    spent = 0.0 if kept is None else kept.seconds
+    progress: report.Progress[None] = report.progress(len(order), "Answering questions")
     with progress:
         for start in range(0, len(order), settings.batch_size):
             rows = order[start : start + settings.batch_size]
@@ -164,11 +187,13 @@ def evaluate_questions(
                     hint=f"give --batch-size {max(1, len(rows) // 2)}, or fewer --num-beams",
                 ) from error
             records.update(zip(rows, answered, strict=True))
+            if kept is not None:
+                kept.add({each.id: each.to_json() for each in answered}, sum(each.seconds for each in answered))
             progress.advance(len(rows))
     ordered = tuple(records[index] for index in range(len(questions)))
     values, intervals = summarise(ordered, settings)
     if ordered:
-        values["questions_per_s"] = len(ordered) / (time.perf_counter() - started)
+        values["questions_per_s"] = len(ordered) / (spent + time.perf_counter() - started)
     return Evaluation(values, intervals, ordered)
 
 

@@ -16,13 +16,14 @@ from ragtrain.evaluate.answers import BOOTSTRAP_SAMPLES
 from ragtrain.models.generate import Generated, generate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ragtrain.data.sft.fitting import Fitted
     from ragtrain.data.sft.prompts import Prompter
     from ragtrain.data.sft.records import Lost, Sample
+    from ragtrain.evaluate.kept import Kept
     from ragtrain.records import Document
 
 _UNANSWERED = Generated("", 0, False, 0.0)
@@ -41,6 +42,7 @@ class PromptedSettings:
         confidence: level of the intervals.
         precision: arithmetic of the network.
         progress: what a progress display calls the work; None shows none.
+        kept: answers of an earlier attempt, which are not made again, and a place for those that are.
         compat: whose rules exact match and F1 follow.
     """
 
@@ -52,6 +54,7 @@ class PromptedSettings:
     confidence: float = 0.95
     precision: Literal["no", "bf16", "fp16"] = "no"
     progress: str | None = None
+    kept: Kept | None = None
     compat: metrics.Compat = "squad"
 
 
@@ -160,10 +163,11 @@ def evaluate_samples(
         OutOfMemoryError: one prompt alone does not fit on the device.
     """
     started = time.perf_counter()
+    spent = 0.0 if settings.kept is None else settings.kept.seconds
     records = tuple(measure(model, tokenizer, prompter, samples, references, settings, found))
     values, intervals = summarise(records, settings)
     if records:
-        values["questions_per_s"] = len(records) / (time.perf_counter() - started)
+        values["questions_per_s"] = len(records) / (spent + time.perf_counter() - started)
     return PromptedEvaluation(values, intervals, records)
 
 
@@ -179,20 +183,23 @@ def measure(
     """Return the records alone: several processes take a share of the samples each, and ``summarise`` those of all."""
     fitted = prompter.fitted_prompts(samples, room=settings.max_new_tokens)
     asked = [place for place, row in enumerate(fitted) if row.lost != "row"]
+    earlier = {} if settings.kept is None else settings.kept.answers
+    written = {place: Generated(**earlier[samples[place].id]) for place in asked if samples[place].id in earlier}
+    left = [place for place in asked if place not in written]
     kind = torch.float16 if settings.precision == "fp16" else torch.bfloat16
-    shown: contextlib.AbstractContextManager[report.Progress[None] | None] = contextlib.nullcontext()
-    if settings.progress is not None:
-        shown = report.progress(len(asked), settings.progress)
-    with shown as bar, torch.autocast(model.device.type, dtype=kind, enabled=settings.precision != "no"):
+    with (
+        _shown(len(left), settings) as advance,
+        torch.autocast(model.device.type, dtype=kind, enabled=settings.precision != "no"),
+    ):
         answers = generate(
             model,
             tokenizer,
-            [fitted[place].ids for place in asked],
+            [fitted[place].ids for place in left],
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
-            advance=None if bar is None else bar.advance,
+            advance=_each_batch([samples[place].id for place in left], settings.kept, advance),
         )
-    written = dict(zip(asked, answers, strict=True))
+    written.update(zip(left, answers, strict=True))
     return [
         _record(
             prompter, fitted[place], references[place], written.get(place, _UNANSWERED), settings,
@@ -200,6 +207,35 @@ def measure(
         )
         for place in range(len(samples))
     ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _shown(total: int, settings: PromptedSettings) -> Iterator[Callable[[int], None] | None]:
+    """Show the progress where it is asked for, and yield what moves it on."""
+    if settings.progress is None:
+        yield None
+        return
+    bar: report.Progress[None]
+    with report.progress(total, settings.progress) as bar:
+        yield bar.advance
+
+
+def _each_batch(
+    ids: Sequence[str], kept: Kept | None, advance: Callable[[int], None] | None
+) -> Callable[[Mapping[int, Generated]], None]:
+    """Return what is called after each batch: it keeps the answers and moves the progress on."""
+    began = time.perf_counter()
+
+    def each(batch: Mapping[int, Generated]) -> None:
+        nonlocal began
+        if kept is not None:
+            now = time.perf_counter()
+            kept.add({ids[place]: dataclasses.asdict(one) for place, one in batch.items()}, now - began)
+            began = now
+        if advance is not None:
+            advance(len(batch))
+
+    return each
 
 
 def _record(

@@ -12,6 +12,7 @@ from ragtrain import prepare, report
 from ragtrain.evaluate import dpr, figures, results
 from ragtrain.evaluate.answers import AnswerSettings, Evaluation, evaluate_questions
 from ragtrain.evaluate.given import Contexts, GivenRetriever, contexts_of
+from ragtrain.evaluate.kept import Kept
 from ragtrain.evaluate.memory import PeakMemory
 from ragtrain.evaluate.resolve import (
     Questions,
@@ -75,9 +76,11 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult:
         retriever = _retriever(index, model.to(device), device, settings, contexts)
         _follow(model, retriever, device)
         with PeakMemory(device) as peak:
-            evaluation = evaluate_questions(model, retriever, questions.questions, settings)
+            kept = Kept(output, described["fingerprint"])
+            evaluation = evaluate_questions(model, retriever, questions.questions, settings, kept)
         summary = _summary(evaluation, described, settings, {"device": str(device), "peak": peak.bytes})
         results.write(output, summary, (record.to_json() for record in evaluation.records))
+        kept.done()
 
     # 4. What came of it.
     if config.output_file is not None:

@@ -37,6 +37,8 @@ PREDICTIONS_FILE = "predictions.jsonl"
 SUMMARY_FILE = "summary.json"
 #: Folders that may stand in an evaluation's folder: evaluations of their own.
 NESTED = frozenset({"closed-book", "gold", "retrieved", "gold+distractors", "distractors-only", "base"})
+#: Answers of an evaluation that was interrupted, beside the folder that it is to have.
+_UNDER_WAY = re.compile(r"\..+\.[0-9a-f]{16}\.part\.jsonl")
 #: Those of sweeps: over the number of passages, and over the place of the gold one.
 _SWEPT = re.compile(r"(retrieved|gold|gold\+distractors|distractors-only|n-docs)@\d+|gold-at-\d+")
 
@@ -138,6 +140,16 @@ def fingerprint_of(defining: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def holds(output: Path, fingerprint: str) -> bool:
+    """Return whether a folder holds this evaluation, whole."""
+    file = output / METRICS_FILE
+    return (
+        file.is_file()
+        and _read_summary(file).get("fingerprint") == fingerprint
+        and (output / PREDICTIONS_FILE).is_file()
+    )
+
+
 def earlier(output: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any] | None:
     """Return the summary of the same evaluation in the output folder, or None if the folder may be written.
 
@@ -151,9 +163,8 @@ def earlier(output: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any
         raise ConfigError(f"{output} exists and holds no evaluation", hint="choose another --output-dir")
     if overwrite:
         return None
-    summary = _read_summary(file)
-    if summary.get("fingerprint") == fingerprint and (output / PREDICTIONS_FILE).is_file():
-        return summary
+    if holds(output, fingerprint):
+        return _read_summary(file)
     raise ConfigError(
         f"{output} holds another evaluation (other weights, questions, index or settings)",
         hint="give --overwrite to replace it, or another --output-dir to keep both",
@@ -161,8 +172,8 @@ def earlier(output: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any
 
 
 def _own(output: Path) -> set[str]:
-    """Return the names in a folder, without evaluations that lie inside it and have their own folders."""
-    names = {path.name for path in output.iterdir()}
+    """Return the names in a folder, without evaluations that lie inside it, have their own folders, or are under way."""
+    names = {path.name for path in output.iterdir() if not _UNDER_WAY.fullmatch(path.name)}
     nested = {name for name in names if (name in NESTED or _SWEPT.fullmatch(name)) and (output / name).is_dir()}
     return names - nested - {SUMMARY_FILE}
 

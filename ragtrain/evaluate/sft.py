@@ -7,7 +7,7 @@ gold+distractors   the gold passages among wrong ones, in any order: whether it 
 distractors-only   wrong passages: whether it abstains, keeps to what it knows, or is led astray
 
 All conditions, and the base under the adapters, are answered from one load. Each has a folder of its own, so that an
-evaluation that was stopped goes on with the condition it was at.
+evaluation that was stopped goes on with the condition it was at, and there with the questions that are left.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ragtrain import prepare
 from ragtrain.data.sft.prompts import Prompter
 from ragtrain.evaluate import conditions, dpr, figures, results, sweeps
+from ragtrain.evaluate.kept import Kept
 from ragtrain.evaluate.memory import PeakMemory
 from ragtrain.evaluate.prompted import PromptedEvaluation, PromptedSettings, evaluate_samples
 from ragtrain.evaluate.resolve import precision_of
@@ -181,7 +182,7 @@ def _describe(
     retrieval: str,
 ) -> dict[str, Any]:
     """Return everything that an evaluation depends on, and its fingerprint."""
-    chosen = {name: value for name, value in dataclasses.asdict(settings).items() if name != "progress"}
+    chosen = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ("progress", "kept")}
     searched = asked.condition in ("retrieved", "gold+distractors", "distractors-only") and about["index"] is not None
     described: dict[str, Any] = {
         "kind": "sft",
@@ -220,13 +221,15 @@ def _answer(causal: Causal, jobs: Sequence[Job], device: torch.device) -> dict[s
     prompter = Prompter(tokenizer, causal.prompt)
     made = {}
     for job in jobs:
-        settings = dataclasses.replace(job.settings, progress=f"Answering ({job.name})")
+        kept = Kept(job.folder, job.described["fingerprint"])
+        settings = dataclasses.replace(job.settings, progress=f"Answering ({job.name})", kept=kept)
         with contextlib.nullcontext() if job.role == "tuned" else adapters_off(model), PeakMemory(device) as peak:
             evaluation = evaluate_samples(
                 model, tokenizer, prompter, job.asked.samples, job.asked.references, settings, job.asked.found
             )
         made[job.name] = _summary(evaluation, job, {"device": str(device), "peak": peak.bytes})
         results.write(job.folder, made[job.name], (record.to_json() for record in evaluation.records))
+        kept.done()
         if lost := made[job.name]["lost"]["row"]:
             log.warning("%s: %d questions do not fit into a prompt even without passages, and count as not answered",
                         job.name, lost)  # fmt: skip

@@ -77,7 +77,7 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int,
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[Mapping[int, Generated]], None] | None = None,
 ) -> list[Generated]:
     """Continue prompts greedily, each up to an end token or the limit, and return them in their order.
 
@@ -90,7 +90,7 @@ def generate(
         prompts: token ids, at least one each.
         max_new_tokens: most tokens written after a prompt.
         batch_size: prompts at a time.
-        advance: called with the number of prompts that are done after each batch.
+        advance: called after each batch with what was written in it, by the prompts' places.
 
     Raises:
         ConfigError: a prompt fills all positions that the model has.
@@ -116,7 +116,7 @@ def continue_rows(
     *,
     max_new_tokens: int,
     batch_size: int,
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[Mapping[int, Generated]], None] | None = None,
 ) -> list[Generated]:
     """Continue prompts of any form; see ``generate``.
 
@@ -128,7 +128,7 @@ def continue_rows(
             (rows, longest) mask.
         max_new_tokens: most tokens written after a prompt.
         batch_size: prompts at a time.
-        advance: called with the number of prompts that are done after each batch.
+        advance: called after each batch with what was written in it, by the prompts' places.
     """
     network = cast("PreTrainedModel", getattr(model, "_orig_mod", model))  # compiled, it would compile every length
     most = positions_of(network)
@@ -137,7 +137,7 @@ def continue_rows(
     filler = _filler(tokenizer)
     # Longest first: neighbours are padded little, and a batch that does not fit fails at once.
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    found: dict[int, _Written] = {}
+    found: dict[int, Generated] = {}
     start, size = 0, batch_size
     with _answering(network):
         while start < len(order):
@@ -147,11 +147,12 @@ def continue_rows(
             if written is None:
                 size = _smaller(len(places), lengths[places[0]])
                 continue
-            found.update(zip(places, written, strict=True))
+            batch = {place: _generated(tokenizer, one) for place, one in zip(places, written, strict=True)}
+            found.update(batch)
             start += len(places)
             if advance is not None:
-                advance(len(places))
-    return [_generated(tokenizer, found[place]) for place in range(len(lengths))]
+                advance(batch)
+    return [found[place] for place in range(len(lengths))]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -20,8 +20,9 @@ from ragtrain import compare, metrics
 from ragtrain.config.commands import CompareConfig, EvalConfig, PrepareConfig, RagConfig
 from ragtrain.data import demo
 from ragtrain.errors import CheckpointError, ConfigError, DataError, IndexMismatchError, OutOfMemoryError
-from ragtrain.evaluate import AnswerSettings, Record, evaluate_questions, rag, results, run
+from ragtrain.evaluate import AnswerSettings, Record, answers, evaluate_questions, rag, results, run
 from ragtrain.evaluate.answers import summarise
+from ragtrain.evaluate.kept import Kept
 from ragtrain.evaluate.resolve import precision_of, subject_of
 from ragtrain.index.encode import IndexWriter
 from ragtrain.index.search import DenseIndex
@@ -439,7 +440,68 @@ def test_a_failure_midway_leaves_what_was_there(world: World, monkeypatch: pytes
     with pytest.raises(OSError, match="disk full"):
         run(world.config(num_beams=1, overwrite=True))
     assert {path.name: path.read_bytes() for path in (world.run / "eval").iterdir()} == before
+    # The answers are kept for the next attempt.
+    (kept,) = world.run.glob(".eval*")
+    assert kept.name.endswith(".part.jsonl")
+
+
+def test_an_evaluation_that_was_interrupted_goes_on_with_the_questions_left(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run(world.config(batch_size=3, output_dir=world.root / "whole"))
+    asked: list[str] = []
+    answer = answers.answer_batch
+
+    def killed(
+        model: RagModel, retriever: Retriever, questions: list[Question], settings: AnswerSettings
+    ) -> list[Record]:
+        if len(asked) == 6:
+            asked.append("killed")
+            raise KeyboardInterrupt
+        asked.extend(question.id for question in questions)
+        return answer(model, retriever, questions, settings)
+
+    monkeypatch.setattr(answers, "answer_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(world.config(batch_size=3))
+    (file,) = world.run.glob(".eval*")
+    with file.open("a") as part:
+        part.write('{"id": "q9", "sec')  # a line that was being written
+    # Other settings have nothing to do with it.
+    run(world.config(num_beams=1, output_dir=world.root / "other"))
+    del asked[7:]
+    with caplog.at_level(logging.INFO, "ragtrain"):
+        result = run(world.config(batch_size=3))
+    asked.remove("killed")
+    assert sorted(asked) == sorted(question.id for question in QUESTIONS), "each once"
+    assert "6 questions were answered before" in caplog.text
     assert not list(world.run.glob(".eval*"))
+    timeless = [
+        [{name: value for name, value in row.items() if name != "seconds"} for row in read_predictions(folder)]
+        for folder in (whole.path, result.path)
+    ]
+    assert timeless[0] == timeless[1]
+    assert result.summary["fingerprint"] == whole.summary["fingerprint"]
+    assert result.summary["intervals"] == whole.summary["intervals"]
+    assert run(world.config()).reused
+
+
+def test_answers_of_other_versions_or_of_a_finished_evaluation_are_not_taken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(world.config())
+    fingerprint = result.summary["fingerprint"]
+    kept = Kept(result.path, fingerprint)
+    kept.add({"q0": "an answer"}, 2.0)
+    assert not Kept(result.path, fingerprint).answers, "it is there and is made once more"
+    other = world.root / "unfinished"
+    Kept(other, fingerprint).add({"q0": 1, "q1": 2}, 2.0)
+    again = Kept(other, fingerprint)
+    assert (again.answers, again.seconds) == ({"q0": 1, "q1": 2}, 2.0)
+    again.path.write_text(again.path.read_text()[:-1])
+    assert Kept(other, fingerprint).answers == {"q0": 1}, "a line without an end may be a part of one"
+    monkeypatch.setattr(results, "versions", lambda: {"torch": "1.0"})
+    assert not Kept(other, fingerprint).answers
 
 
 def test_one_json_file_holds_metrics_and_predictions(world: World) -> None:

@@ -21,7 +21,8 @@ from ragtrain.data.sft.examples import read_examples
 from ragtrain.data.sft.prompts import Prompter, PromptSettings
 from ragtrain.data.sft.records import Sample
 from ragtrain.errors import CheckpointError, ConfigError, DataError
-from ragtrain.evaluate import ConditionsResult, EvalResult, run, sft
+from ragtrain.evaluate import ConditionsResult, EvalResult, prompted, run, sft
+from ragtrain.evaluate.kept import Kept
 from ragtrain.models.causal import load_causal
 from ragtrain.models.causal_export import load_causal_run
 from ragtrain.prepare.contexts import with_contexts
@@ -279,6 +280,41 @@ def test_a_run_that_was_stopped_goes_on_with_the_condition_it_was_at(
     assert [each.reused for each in result.evaluations.values()] == [True, True, False, False, False, False]
     assert run(asked).reused
     assert len(calls) == 7
+
+
+def test_an_evaluation_that_was_interrupted_goes_on_with_the_questions_left(
+    run_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = run_of()
+    whole = run(config_of(folder, batch_size=4, output_dir=folder / "whole"))
+    add = Kept.add
+
+    def killed(kept: Kept, written: dict[str, Any], seconds: float) -> None:
+        add(kept, written, seconds)
+        raise KeyboardInterrupt
+
+    asked = config_of(folder, conditions=("closed-book", "retrieved"), batch_size=4)
+    run(config_of(folder, conditions=("closed-book",), batch_size=4, output_dir=folder / "eval" / "closed-book"))
+    monkeypatch.setattr(Kept, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(asked)
+    monkeypatch.setattr(Kept, "add", add)
+    (file,) = (folder / "eval").glob(".*")
+    assert len(file.read_text().splitlines()) == 1 + 4
+    numbers, generate = [], prompted.generate
+
+    def counted(model: Any, tokenizer: Any, prompts: Any, **given: Any) -> Any:
+        numbers.append(len(prompts))
+        return generate(model, tokenizer, prompts, **given)
+
+    monkeypatch.setattr(prompted, "generate", counted)
+    with caplog.at_level(logging.INFO, "ragtrain"):
+        result = run(asked)
+    assert numbers == [6]
+    assert "4 questions were answered before" in caplog.text
+    assert predictions(folder / "eval" / "retrieved") == predictions(whole.path)
+    assert result.evaluations["retrieved"].summary["intervals"] == whole.summary["intervals"]
+    assert not list((folder / "eval").glob(".*"))
 
 
 def test_one_evaluation_and_those_of_conditions_leave_each_other_alone(run_of: Callable[..., Path]) -> None:

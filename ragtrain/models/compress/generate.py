@@ -77,7 +77,7 @@ def generate(
     lengths = [len(prompt.ids) for prompt in prompts]
     return continue_rows(
         model.generator, tokenizer, lengths, rows, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        advance=advance,
+        advance=None if advance is None else lambda written: advance(len(written)),
     )  # fmt: skip
 
 
