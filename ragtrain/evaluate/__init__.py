@@ -23,6 +23,8 @@ link_*.py      what such a network is, what it is asked for, and the ranks
 answers.py     questions → answers → scores, with a RAG model
 prompted.py    prompts → answers → scores, with a causal language model
 figures.py     further scores, counts, slices, speed
+overlap.py     what of the questions was in the training
+kept.py        answers of an evaluation under way
 memory.py      the most memory held meanwhile
 dpr.py         answers in the form of DPR and FiD
 sweeps.py      the number of passages, and the place of the gold one

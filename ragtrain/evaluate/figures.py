@@ -21,6 +21,8 @@ from ragtrain.evaluate.answers import BOOTSTRAP_SAMPLES
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ragtrain.evaluate.overlap import Seen
+
     Interval = tuple[float, float]
 
 log = logging.getLogger("ragtrain")
@@ -155,8 +157,18 @@ def told(
     seed: int,
     peak_memory_bytes: int | None,
     compat: metrics.Compat = "squad",
+    seen: Seen | None = None,
 ) -> dict[str, Any]:
-    """Return what ``metrics.json`` tells beside the main metrics, which it repeats nowhere but in ``intervals`` and ``counts``."""
+    """Return what ``metrics.json`` tells beside the main metrics, which it repeats nowhere but in ``intervals`` and ``counts``.
+
+    Args:
+        evaluation: all questions answered.
+        confidence: level of the intervals.
+        seed: of the bootstrap.
+        peak_memory_bytes: the most memory meanwhile; None where nobody measured it.
+        compat: whose rules scores follow.
+        seen: what the model was trained on, where that is known.
+    """
     records = evaluation.records
     more = figures(records, confidence, seed, compat)
     seconds = len(records) / evaluation.metrics["questions_per_s"] if records else 0.0
@@ -167,7 +179,7 @@ def told(
         "confidence": confidence,
         "intervals": {name: list(ends) for name, ends in intervals.items()},
         "counts": {**counts_of(list(evaluation.intervals), records), **more.counts},
-        "slices": slices(records, confidence, seed),
+        "slices": slices(records, confidence, seed, {} if seen is None else {"seen in training": seen.column(records)}),
     }
 
 

@@ -14,6 +14,7 @@ from ragtrain.evaluate.answers import AnswerSettings, Evaluation, evaluate_quest
 from ragtrain.evaluate.given import Contexts, GivenRetriever, contexts_of
 from ragtrain.evaluate.kept import Kept
 from ragtrain.evaluate.memory import PeakMemory
+from ragtrain.evaluate.overlap import seen_by_rag
 from ragtrain.evaluate.resolve import (
     Questions,
     Subject,
@@ -78,7 +79,9 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult:
         with PeakMemory(device) as peak:
             kept = Kept(output, described["fingerprint"])
             evaluation = evaluate_questions(model, retriever, questions.questions, settings, kept)
-        summary = _summary(evaluation, described, settings, {"device": str(device), "peak": peak.bytes})
+        summary = _summary(
+            evaluation, described, settings, {"device": str(device), "peak": peak.bytes, "seen": seen_by_rag(subject)}
+        )
         results.write(output, summary, (record.to_json() for record in evaluation.records))
         kept.done()
 
@@ -225,10 +228,12 @@ def _summary(
         evaluation: questions answered.
         described: what it depends on.
         settings: how they were answered.
-        measured: the ``device``, and the ``peak`` of its memory.
+        measured: the ``device``, the ``peak`` of its memory, and what was ``seen`` in training.
     """
     missing: dict[str, Any] = dict.fromkeys(("em_given_hit", "em_given_miss"))
-    told = figures.told(evaluation, settings.confidence, settings.seed, measured["peak"], settings.compat)
+    told = figures.told(
+        evaluation, settings.confidence, settings.seed, measured["peak"], settings.compat, measured["seen"]
+    )
     return {**missing, **evaluation.metrics, **told, **described, "device": measured["device"]}
 
 

@@ -172,6 +172,14 @@ def _recorded(subject: Subject, name: str) -> Path | None:
     return Path(path) if isinstance(path, str) and Path(path).exists() else None
 
 
+def train_path_of(subject: Subject) -> Path | None:
+    """Return the training questions of a run, a file or a folder, where they still are."""
+    path = _recorded(subject, "train")
+    if path is None and (given := subject.setting("data", "train_data")) is not None:
+        path = Path(given)
+    return path if path is not None and path.exists() else None
+
+
 def _train_folder(subject: Subject) -> Path:
     """Return the folder that the subject's training questions lie in, made where it is the demo's and absent."""
     path = _recorded(subject, "train")

@@ -160,6 +160,18 @@ def _own_rows(config: EvalConfig, run: RunFolder, own: SftDataConfig) -> Example
     return ExampleFile(examples, about)
 
 
+def training_rows(config: EvalConfig, causal: Causal) -> Sequence[Example]:
+    """Return the rows that a run was trained on.
+
+    Raises:
+        DataError: they are not there any more, or cannot be read.
+    """
+    if causal.run is None:
+        return ()
+    own = _data_config(config, causal.run)
+    return read_sft(own, _train_path(causal.run, own), _seed(causal)).train
+
+
 def _train_path(run: RunFolder, own: SftDataConfig) -> Path:
     """Return where a run's training rows stand.
 
@@ -296,8 +308,7 @@ def _shots(config: EvalConfig, causal: Causal, index: Path | None, n_docs: int) 
     if causal.run is None:
         raise ConfigError(f"{causal.name} is asked with {context.n_shots} solved examples, which its run draws from its "
                           "training rows", hint="give the run folder as --model-dir")  # fmt: skip
-    own = _data_config(config, causal.run)
-    rows: Sequence[Example] = read_sft(own, _train_path(causal.run, own), _seed(causal)).train
+    rows = training_rows(config, causal)
     if index is not None and context.n_docs:
         depth = context.n_docs * (HARD if context.raft else 1)
         rows, _ = with_contexts(rows, index=index, depth=depth, retrieval=context.retrieval, device=config.device)

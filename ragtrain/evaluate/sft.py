@@ -23,6 +23,7 @@ from ragtrain.data.sft.prompts import Prompter
 from ragtrain.evaluate import conditions, dpr, figures, results, sweeps
 from ragtrain.evaluate.kept import Kept
 from ragtrain.evaluate.memory import PeakMemory
+from ragtrain.evaluate.overlap import Seen, seen_by_causal
 from ragtrain.evaluate.prompted import PromptedEvaluation, PromptedSettings, evaluate_samples
 from ragtrain.evaluate.resolve import precision_of
 from ragtrain.evaluate.results import ConditionsResult, EvalResult
@@ -98,7 +99,7 @@ def run(config: EvalConfig, subject: Subject) -> EvalResult | ConditionsResult:
         log.info("%s holds %s already; going on with %s", root, done, ", ".join(job.name for job in left))
 
     # 3. Answers, scores, files; each evaluation is on the disk before the next one begins.
-    made = _answer(causal, left, device)
+    made = _answer(causal, left, device, seen_by_causal(config, causal) if left else None)
     evaluations = {
         job.name: EvalResult(job.folder, found[job.name] or made[job.name], reused=found[job.name] is not None)
         for job in jobs
@@ -213,7 +214,7 @@ def _describe(
     return {**described, "fingerprint": results.fingerprint_of(defining)}
 
 
-def _answer(causal: Causal, jobs: Sequence[Job], device: torch.device) -> dict[str, dict[str, Any]]:
+def _answer(causal: Causal, jobs: Sequence[Job], device: torch.device, seen: Seen | None) -> dict[str, dict[str, Any]]:
     """Answer what is asked, from one load, write each evaluation, and return what was written of it."""
     if not jobs:
         return {}
@@ -227,7 +228,7 @@ def _answer(causal: Causal, jobs: Sequence[Job], device: torch.device) -> dict[s
             evaluation = evaluate_samples(
                 model, tokenizer, prompter, job.asked.samples, job.asked.references, settings, job.asked.found
             )
-        made[job.name] = _summary(evaluation, job, {"device": str(device), "peak": peak.bytes})
+        made[job.name] = _summary(evaluation, job, {"device": str(device), "peak": peak.bytes, "seen": seen})
         results.write(job.folder, made[job.name], (record.to_json() for record in evaluation.records))
         kept.done()
         if lost := made[job.name]["lost"]["row"]:
@@ -242,14 +243,21 @@ def _summary(evaluation: PromptedEvaluation, job: Job, measured: dict[str, Any])
     Args:
         evaluation: prompts answered.
         job: what was asked.
-        measured: the ``device``, and the ``peak`` of its memory.
+        measured: the ``device``, the ``peak`` of its memory, and what was ``seen`` in training.
     """
     missing: dict[str, Any] = dict.fromkeys(("em_given_answer", "em_given_no_answer"))
     lost = [record.lost for record in evaluation.records]
     return {
         **missing,
         **evaluation.metrics,
-        **figures.told(evaluation, job.settings.confidence, job.settings.seed, measured["peak"], job.settings.compat),
+        **figures.told(
+            evaluation,
+            job.settings.confidence,
+            job.settings.seed,
+            measured["peak"],
+            job.settings.compat,
+            measured["seen"],
+        ),
         "lost": {kind: lost.count(kind) for kind in ("docs", "text", "row")},
         **job.described,
         "device": measured["device"],

@@ -283,6 +283,9 @@ def test_a_run_needs_no_other_flag_and_its_files_say_everything(
     assert summary["tokens_per_s"] > 0
     assert summary["peak_memory_bytes"] > 1 << 26
     assert sum(each["n"] for each in summary["slices"] if each["kind"] == "an answer was read") == 10
+    # The first four questions of the world are those of the training; the others share no answer with them.
+    seen = {each["value"]: each["n"] for each in summary["slices"] if each["kind"] == "seen in training"}
+    assert seen == {"the question": 4, "neither": 6}
     out, err = capsys.readouterr()
     assert out == ""
     assert "exact match" in err

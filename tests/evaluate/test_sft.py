@@ -96,6 +96,12 @@ def test_a_run_needs_no_other_flag_and_its_files_say_everything(
     assert summary["latency_p50_s"] <= summary["latency_p95_s"]
     assert summary["peak_memory_bytes"] > 1 << 26
     assert {each["kind"] for each in summary["slices"]} >= {"first word", "an answer was read"}
+    seen = {each["value"]: each["n"] for each in summary["slices"] if each["kind"] == "seen in training"}
+    train = read_examples(SftDataConfig(), corner / "train.jsonl", split="train").examples
+    known = {metrics.normalize_answer(answer) for example in train for answer in example.answers}
+    told = [{metrics.normalize_answer(answer) for answer in example.answers} for example in examples]
+    assert seen.get("neither", 0) == sum(not known & each for each in told)
+    assert sum(seen.values()) == 10
     out, err = capsys.readouterr()
     assert out == ""
     assert "exact match" in err
