@@ -4,6 +4,7 @@ The results lie in one folder, by default ``RUN/eval``::
 
     metrics.json        metrics as fractions with 95 % intervals, and everything they depend on
     predictions.jsonl   one line a question: prediction, scores, the passages that were read
+    judge.json          what a judge says of the answers, where one was asked
 
 Rerunning the same evaluation (weights, questions, index, settings) does no work. A folder that holds another evaluation
 is left alone unless ``--overwrite`` is given.
@@ -28,6 +29,7 @@ kept.py        answers of an evaluation under way
 memory.py      the most memory held meanwhile
 dpr.py         answers in the form of DPR and FiD
 sweeps.py      the number of passages, and the place of the gold one
+judge/         what a language model says of the answers
 results.py     an evaluation on disk
 """
 
@@ -37,7 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ragtrain.errors import ConfigError
-from ragtrain.evaluate import rag, sft, sweeps
+from ragtrain.evaluate import judge, rag, sft, sweeps
 from ragtrain.evaluate.answers import AnswerSettings, Evaluation, Record, evaluate_questions
 from ragtrain.evaluate.resolve import Subject, subject_of
 from ragtrain.evaluate.results import ConditionsResult, EvalResult
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["AnswerSettings", "ConditionsResult", "EvalResult", "Evaluation", "Record", "evaluate_questions", "run"]
 
 Kind = Literal["rag", "sft", "gfm", "links", "compress"]
+_JUDGE = ("judge", "judge_endpoint", "judge_key_variable", "judge_timeout_s", "judge_retest", "judge_max_new_tokens")
 #: How kinds of models are called, and options that say nothing to them.
 _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
     "rag": (
@@ -67,6 +70,7 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
             "max_new_tokens", "question_key", "answer_key", "compression_rate", "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep",
+            *_JUDGE,
         ),
     ),
     "links": (
@@ -75,6 +79,7 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
             "max_new_tokens", "question_key", "answer_key", "test_data", "index_path", "n_docs", "recall_at", "fusion", "compression_rate",
             "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep",
+            *_JUDGE,
         ),
     ),
     "compress": (
@@ -95,6 +100,7 @@ def run(config: EvalConfig) -> EvalResult | ConditionsResult:
             output folder holds another evaluation.
         DataError: a file of them cannot be read, or they do not fit each other.
         OutOfMemoryError: a batch does not fit on the device.
+        Interrupted: a judge was stopped; answers and its replies are kept.
     """
     subject = subject_of(config)
     kind = _kind_of(config, subject)
@@ -110,6 +116,12 @@ def run(config: EvalConfig) -> EvalResult | ConditionsResult:
         from ragtrain.evaluate import links
 
         return links.run(config, subject)
+    judge.check(config)  # before anything is answered
+    return judge.added(_answered(config, subject, kind), config)
+
+
+def _answered(config: EvalConfig, subject: Subject, kind: Kind) -> EvalResult | ConditionsResult:
+    """Return the evaluation of a model that writes answers."""
     if kind == "compress":
         from ragtrain.evaluate.compress import command
 

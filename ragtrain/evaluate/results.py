@@ -35,6 +35,8 @@ log = logging.getLogger("ragtrain")
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 SUMMARY_FILE = "summary.json"
+#: Of the replies of a judge, which stand beside the folder of the evaluation.
+REPLIES_SUFFIX = ".judge.jsonl"
 #: Folders that may stand in an evaluation's folder: evaluations of their own.
 NESTED = frozenset({"closed-book", "gold", "retrieved", "gold+distractors", "distractors-only", "base"})
 #: Answers of an evaluation that was interrupted, beside the folder that it is to have.
@@ -175,7 +177,7 @@ def _own(output: Path) -> set[str]:
     """Return the names in a folder, without evaluations that lie inside it, have their own folders, or are under way."""
     names = {path.name for path in output.iterdir() if not _UNDER_WAY.fullmatch(path.name)}
     nested = {name for name in names if (name in NESTED or _SWEPT.fullmatch(name)) and (output / name).is_dir()}
-    return names - nested - {SUMMARY_FILE}
+    return {name for name in names - nested - {SUMMARY_FILE} if not name.endswith(REPLIES_SUFFIX)}
 
 
 def check_document(path: Path | None, fingerprint: str, *, overwrite: bool) -> None:

@@ -9,6 +9,7 @@ resume.py    an index made in stretches: stops, and what they leave
 ranks.py     the processes of a launcher that make one index
 plan.py      what making the index would take
 encoders.py  the encoders of passages and questions, and the device they run on
+chat.py      prompts to texts, by a language model here or by a server
 model.py     the RAG model of a configuration, around an index
 adopt.py     an index of another tool as one of ours, where it lies
 lines.py     the passages of an adopted index

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ragtrain.config.base import Command, NonNegativeFloat, NonNegativeInt, PositiveInt
+from ragtrain.config.base import Command, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class EvalConfig(Command):
@@ -19,6 +19,7 @@ class EvalConfig(Command):
         "ragtrain eval --model-dir runs/sft --conditions closed-book,gold,retrieved --also-base",
         "ragtrain eval --model-dir training_with_eval --compression-rate 32",
         "ragtrain eval --model-dir runs/before --contexts-from runs/after",
+        "ragtrain eval --model-dir runs/rag --judge Qwen/Qwen2.5-7B-Instruct --judge-retest 50",
         "ragtrain eval --model-dir runs/gfm --graph data/musique --fusion bm25",
         "ragtrain eval --model-dir facebook/rag-sequence-nq --test-data NQ-open.dev.jsonl --index-path data/index",
         "ragtrain eval --model-dir ultra_3g.pth --graph data/codex-s",
@@ -87,6 +88,19 @@ class EvalConfig(Command):
     gold_position_sweep: tuple[PositiveInt, ...] = ()
     """Runs of train sft and causal language models: answer with the gold passage at each of these places, from 1, among the same
     distractors, ``n_docs`` passages in all."""
+    judge: str | None = None
+    """Causal language model that says of each answer whether it is correct and whether it is faithful to what was read: folder, hub id
+    or, with an endpoint, its name there; also of an evaluation that is there already."""
+    judge_endpoint: str | None = None
+    """Address of an OpenAI-compatible server that has the judge, such as http://localhost:8000/v1."""
+    judge_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the server's key."""
+    judge_timeout_s: PositiveFloat = 120.0
+    """Longest wait for a reply of the server."""
+    judge_retest: NonNegativeInt = 0
+    """Answers, drawn with the seed, that are judged a second time, to tell how often the judge agrees with itself."""
+    judge_max_new_tokens: PositiveInt = 128
+    """Longest reply of the judge, in tokens."""
     checkpoint: str = "final"
     """Which weights of a run: final, best, latest or a checkpoint's name."""
     output_dir: Path | None = None

@@ -16,7 +16,7 @@ from ragtrain.data import demo
 from ragtrain.errors import ConfigError, DataError, Interrupted
 from ragtrain.index.graph.read import read_graph
 from ragtrain.models import generate as generation
-from ragtrain.prepare import run
+from ragtrain.prepare import chat, run
 from ragtrain.prepare.graph import llm, llm_writers
 from ragtrain.records import Passage
 
@@ -69,7 +69,7 @@ class FakeServer:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.setattr(llm_writers, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(chat, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     made = FakeServer()
@@ -117,7 +117,7 @@ def test_nothing_is_asked_twice(server: FakeServer, corpus: Path, tmp_path: Path
 
 
 def test_a_stop_keeps_the_answers(server: FakeServer, corpus: Path, tmp_path: Path, monkeypatch) -> None:
-    original, calls = llm_writers.Server.ask, []
+    original, calls = chat.Server.ask, []
 
     def stop(self, prompt: str) -> str:
         calls.append(prompt)
@@ -125,11 +125,11 @@ def test_a_stop_keeps_the_answers(server: FakeServer, corpus: Path, tmp_path: Pa
             raise KeyboardInterrupt
         return original(self, prompt)
 
-    monkeypatch.setattr(llm_writers.Server, "ask", stop)
+    monkeypatch.setattr(chat.Server, "ask", stop)
     with pytest.raises(Interrupted, match="2 of 5 answers are kept"):
         run(config(server, corpus, tmp_path / "graph"))
     assert not (tmp_path / "graph" / "graph.json").exists()
-    monkeypatch.setattr(llm_writers.Server, "ask", original)
+    monkeypatch.setattr(chat.Server, "ask", original)
     made = run(config(server, corpus, tmp_path / "graph"))
     assert made.about["answers"]["known"] == 2
     assert made.documents == 5
@@ -150,7 +150,7 @@ def test_a_server_that_refuses(
 
 
 def test_a_server_out_of_reach(server: FakeServer, corpus: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(llm_writers, "TRIES", 2)
+    monkeypatch.setattr(chat, "TRIES", 2)
     server.script = {"Oslo": [503] * 9}
     with pytest.raises(DataError, match="did not answer 2 requests; the last time: 503"):
         run(config(server, corpus, tmp_path / "graph"))
