@@ -139,7 +139,8 @@ class CompressOptimConfig(OptimConfig):
     """Peak learning rate of the compressor; without it 5e-5 for ``n_layers`` and 1e-4 for others, as in OSCAR (one rate for
     all did poorly there), or what the built-in demo models were tuned for."""
     connector_learning_rate: PositiveFloat | None = None
-    """Peak learning rate of memory tokens, connector and relevance head; without it ten times that of the compressor."""
+    """Peak learning rate of memory tokens, connector and relevance head; without it ten times that of the compressor, or what
+    the built-in demo models were tuned for."""
 
 
 class CompressEvaluationConfig(Section):
