@@ -40,7 +40,7 @@ _LABELS = {
     "contains": "a reference in the answer", "rouge_l": "ROUGE-L", "bleu": "BLEU, mean of answers", "chrf": "chrF, mean of answers",
     "recall_em": "a reference in the answer (RecallEM)",
     "k_precision": "words of the answer in passages read", "answer_in_context": "the answer in a passage read",
-    "quoted_support": "quotations that passages hold",
+    "quoted_support": "quotations that passages hold", "answer_mrr": "MRR of the first passage with an answer",
 }  # fmt: skip
 
 
@@ -60,7 +60,19 @@ class Read(Protocol):
         """Whether it holds an answer."""
 
 
-class Answered(Protocol):
+class Timed(Protocol):
+    """An answer that took time."""
+
+    @property
+    def seconds(self) -> float:
+        """Time of the answer."""
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens written."""
+
+
+class Answered(Timed, Protocol):
     """A question answered, by whatever model."""
 
     @property
@@ -90,14 +102,6 @@ class Answered(Protocol):
     @property
     def depth(self) -> int:
         """Passages searched; 0 where nothing was."""
-
-    @property
-    def seconds(self) -> float:
-        """Time of the answer."""
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens written."""
 
     @property
     def documents(self) -> Sequence[Read]:
@@ -148,6 +152,8 @@ def scores_of(record: Answered, compat: metrics.Compat = "squad") -> dict[str, f
     texts = [text for document in record.documents for text in (document.title, document.text) if text]
     if texts:
         scores |= {rule.__name__: rule(record.prediction, texts) for rule in _AGAINST_PASSAGES}
+    if record.depth:  # behind what was searched, no passage is known to hold one
+        scores["answer_mrr"] = 0.0 if record.first_hit is None else 1 / record.first_hit
     return {name: score for name, score in scores.items() if not math.isnan(score)}
 
 
@@ -285,7 +291,7 @@ def _rank(record: Answered) -> str | None:
 
 
 def speed(
-    records: Sequence[Answered], seconds: float, peak_memory_bytes: int | None, confidence: float, seed: int
+    records: Sequence[Timed], seconds: float, peak_memory_bytes: int | None, confidence: float, seed: int
 ) -> dict[str, Any]:
     """Return latency, throughput and memory; ``speed_intervals`` are those of the latency over questions.
 

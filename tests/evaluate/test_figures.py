@@ -46,6 +46,9 @@ def test_known_values_and_what_is_missing() -> None:
     assert made.metrics["k_precision"] == pytest.approx((1 + 2 / 4 + 0 + 1 / 2) / 4)
     assert made.counts["k_precision"] == made.counts["answer_in_context"] == {"n": 4, "missing": 1}
     assert "quoted_support" not in made.metrics
+    assert (made.metrics["answer_mrr"], made.counts["answer_mrr"]) == (2 / 4, {"n": 4, "missing": 1})
+    late = [record("x", ("Ada",), "nobody", "Ada", "Ada"), record("x", ("Bob",), "Ada")]
+    assert figures.figures(late, 0.95, 0).metrics["answer_mrr"] == 1 / 4
     assert made.counts["rouge_l"] == {"n": 5, "missing": 0}
     rouge = [metrics.rouge_l(each.prediction, each.answers) for each in RECORDS]
     assert made.metrics["rouge_l"] == pytest.approx(sum(rouge) / 5)

@@ -12,7 +12,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from ragtrain import prepare
-from ragtrain.evaluate import results
+from ragtrain.evaluate import figures, results
 from ragtrain.evaluate.compress import files, verdict
 from ragtrain.evaluate.compress.arms import arms_of
 from ragtrain.evaluate.compress.asked import Asked
@@ -160,11 +160,17 @@ def _summary(
     subject: Subject, rows: Sequence[CompressExample], found: Mapping[str, ArmResult], settings: ArmSettings
 ) -> dict[str, Any]:
     """Return ``metrics.json`` without what it depends on: the figures of memory first, then all arms and the verdict."""
-    memory = found["compressed"].to_json()
-    own = {name: memory[name] for name in (*found["compressed"].metrics, "intervals", "seconds")}
+    arm = found["compressed"]
+    memory = arm.to_json()
+    own = {name: memory[name] for name in (*arm.metrics, "intervals", "seconds")}
+    speed = figures.speed(arm.records, arm.seconds, None, settings.confidence, settings.seed)
+    # The process held full passages as well: what memory takes by itself is for the speed's own measurement.
+    speed.pop("peak_memory_bytes", None)
     return {
         **own,
+        **speed,
         "confidence": settings.confidence,
+        "counts": {name: {"n": len(arm.records), "missing": 0} for name in memory["intervals"]},
         "verdict": verdict.verdict(found, rows, seed=settings.seed, confidence=settings.confidence),
         "arms": files.arms_json(found),
         "kinds": by_kind(found, rows),

@@ -111,6 +111,9 @@ def test_a_run_needs_no_other_flag_and_its_files_hold_every_arm(copied: Path, co
     assert summary["em"] == summary["arms"]["compressed"]["em"]
     assert result.metrics["f1"] == expected.metrics["f1"]
     assert summary["verdict"]["outcome"] == "adds nothing"
+    assert summary["counts"] == {name: {"n": len(rows), "missing": 0} for name in summary["intervals"]}
+    assert summary["latency_mean_s"] == pytest.approx(sum(row["seconds"] for row in rows) / len(rows))
+    assert summary["questions_per_s"] == pytest.approx(len(rows) / summary["seconds"])
     assert summary["settings"]["max_new_tokens"] == 5
     assert summary["settings"]["compression_rate"] == 6
     assert not list(copied.glob(".eval*"))
