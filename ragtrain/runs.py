@@ -104,13 +104,26 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def config_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Return one ``field: value there, value here`` for each defining field in which two configurations differ."""
+def config_difference(
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    *,
+    where: tuple[str, str] = ("there", "here"),
+    shared: bool = False,
+) -> list[str]:
+    """Return one ``field: value there, value here`` for each defining field in which two configurations differ.
+
+    Args:
+        there: one configuration.
+        here: the other.
+        where: what is said of the two.
+        shared: leave out fields that only one of them has, as of two commands.
+    """
     a, b = _flat(_plain(there)), _flat(_plain(here))
     return [
-        f"{name}: {json.dumps(a[name]) if name in a else 'absent'} there, "
-        f"{json.dumps(b[name]) if name in b else 'absent'} here"
-        for name in sorted(a.keys() | b.keys())
+        f"{name}: {json.dumps(a[name]) if name in a else 'absent'} {where[0]}, "
+        f"{json.dumps(b[name]) if name in b else 'absent'} {where[1]}"
+        for name in sorted(a.keys() & b.keys() if shared else a.keys() | b.keys())
         if name not in a or name not in b or a[name] != b[name]
     ]
 

@@ -157,12 +157,16 @@ def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
 
 
 def configuration(a: Run, b: Run) -> tuple[str, ...]:
-    """Return the settings of training in which two runs differ; nothing where one is no run folder."""
+    """Return the settings of training in which two runs differ; nothing where one is no run folder.
+
+    Of runs of different kinds they are those that both have.
+    """
     if a.folder is None or b.folder is None or a.folder == b.folder:
         return ()
     there, here = (RunFolder.open(folder) for folder in (a.folder, b.folder))
-    kinds = () if there.kind == here.kind else (f"kind: {there.kind} there, {here.kind} here",)
-    return (*kinds, *config_difference(there.config, here.config))
+    other = there.kind != here.kind
+    kinds = (f"kind: {there.kind} in A, {here.kind} in B",) if other else ()
+    return (*kinds, *config_difference(there.config, here.config, where=("in A", "in B"), shared=other))
 
 
 def depths(a: Run, b: Run) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from ragtrain.compare import questions
+from ragtrain.compare import questions, several
 from ragtrain.compare.differences import label
 from ragtrain.compare.show import number, p_text, points
 
@@ -51,11 +51,12 @@ def _lines(result: CompareResult, runs: Sequence[Run]) -> Iterator[str]:
             f"- {label(each.metric)}: {_escaped(each.sentence)} ({each.n} questions)." for each in result.attribution
         )
     for cost, found in result.pareto.items():
-        yield from ("", f"## Quality against {cost}", "")
+        named = several.cost_label(cost)
+        yield from ("", f"## Quality against {named}", "")
         yield from _table(
-            ("run", "quality", cost, "none is better in both"),
+            ("run", "quality", named, "none is better in both"),
             [
-                (each.name, f"{100 * each.quality:.1f}", f"{each.cost:.4g}", "yes" if each.best else "")
+                (each.name, f"{100 * each.quality:.1f}", several.cost_text(cost, each.cost), "yes" if each.best else "")
                 for each in found
             ],
         )

@@ -102,8 +102,8 @@ def _pair(comparison: Comparison, title: str, result: CompareResult) -> Iterator
     if comparison.slices:
         yield "<h2>Where</h2>"
         yield _table(
-            ("kind of question", "", "n", "A", "B", "B − A"),
-            [(each.kind, each.value, str(each.n), f"{100 * each.a:.1f}", f"{100 * each.b:.1f}",
+            ("kind of question", "n", "A", "B", "B − A"),
+            [(f"{each.kind}: {each.value}", str(each.n), f"{100 * each.a:.1f}", f"{100 * each.b:.1f}",
               _interval(each.delta, each.low, each.high)) for each in comparison.slices],
         )  # fmt: skip
     if comparison.configuration or comparison.remarks:
@@ -135,14 +135,14 @@ def _intervals(comparison: Comparison, confidence: float) -> str:
     shown = comparison.differences
     ends = [abs(100 * value) for d in shown for value in (d.low, d.high, d.delta) if math.isfinite(value)]
     reach = _round_up(max([*ends, 1.0]))
-    left, width, row = 190, 600, 30
+    left, width, row = 152, 360, 30  # wide enough for a label, narrow enough for a phone
     height = row * len(shown) + 50
 
     def x(value: float) -> float:
         return left + width * (value + reach) / (2 * reach)
 
     parts = [
-        f'<div class="scroll plain"><svg viewBox="0 0 {left + width + 40} {height}" role="img" aria-label="differences with intervals">'
+        f'<div class="scroll plain"><svg viewBox="0 0 {left + width + 24} {height}" role="img" aria-label="differences with intervals">'
     ]
     for tick in (-reach, -reach / 2, 0.0, reach / 2, reach):
         kind = "zero" if tick == 0 else "axis"
@@ -191,11 +191,12 @@ def _several(result: CompareResult) -> Iterator[str]:
         )
         yield "</ul>"
     for cost, found in result.pareto.items():
-        yield f"<h2>Quality against {_text(cost)}</h2>"
+        named = several.cost_label(cost)
+        yield f"<h2>Quality against {_text(named)}</h2>"
         yield _table(
-            ("run", "quality", cost, "none is better in both"),
+            ("run", "quality", named, "none is better in both"),
             [
-                (each.name, f"{100 * each.quality:.1f}", f"{each.cost:.4g}", "yes" if each.best else "")
+                (each.name, f"{100 * each.quality:.1f}", several.cost_text(cost, each.cost), "yes" if each.best else "")
                 for each in found
             ],
         )

@@ -11,7 +11,7 @@ from ragtrain.compare import foreign, links
 from ragtrain.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 
@@ -176,7 +176,25 @@ def _scored(file: _Rows) -> Run:
     if not answered:
         raise DataError("no predictions", path=file.path)
     settings = file.summary.get("settings")
-    return Run(file.name, file.path, answered, settings if isinstance(settings, dict) else {}, file.summary)
+    summary = {**_latencies(answered.values()), **file.summary}
+    return Run(file.name, file.path, answered, settings if isinstance(settings, dict) else {}, summary)
+
+
+def _latencies(answered: Iterable[Answered]) -> dict[str, float]:
+    """Return mean and quantiles of the times of answers; nothing where one has none."""
+    seconds = [each.seconds for each in answered]
+    times = sorted(each for each in seconds if each is not None)
+    if not times or len(times) < len(seconds):
+        return {}
+
+    def quantile(share: float) -> float:
+        place = share * (len(times) - 1)
+        low = int(place)
+        return times[low] + (place - low) * (times[min(low + 1, len(times) - 1)] - times[low])
+
+    return {
+        "latency_mean_s": sum(times) / len(times), "latency_p50_s": quantile(0.5), "latency_p95_s": quantile(0.95)
+    }  # fmt: skip
 
 
 def _refuse_several(path: Path) -> None:

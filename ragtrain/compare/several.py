@@ -23,6 +23,12 @@ PREDICTIONS = "predictions.jsonl"
 _LONGEST = 40
 #: What an evaluation costs: figure, and whether less of it is better.
 COSTS = {"latency_p50_s": True, "questions_per_s": False, "peak_memory_bytes": True}
+#: How they are shown: name, and what one unit of it is.
+_SHOWN = {
+    "latency_p50_s": ("median time (ms)", 1e-3),
+    "questions_per_s": ("questions a second", 1.0),
+    "peak_memory_bytes": ("peak memory (GiB)", 2.0**30),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +58,17 @@ def short_names(names: Sequence[str]) -> list[str]:
     shown = ["/".join(each) for each in parts]
     shown = [name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}" for name in shown]
     return shown if len(set(shown)) == len(shown) else [f"{chr(65 + i)} {name}" for i, name in enumerate(shown)]
+
+
+def cost_label(cost: str) -> str:
+    """Return what a cost is called in tables."""
+    return _SHOWN[cost][0]
+
+
+def cost_text(cost: str, value: float) -> str:
+    """Return a cost in the unit of its name, to three places that count."""
+    shown = value / _SHOWN[cost][1]
+    return f"{shown:.0f}" if shown >= 100 else f"{shown:.3g}"
 
 
 def common(runs: Sequence[Run]) -> list[str]:

@@ -117,9 +117,11 @@ def show_several(result: CompareResult) -> None:
         )  # fmt: skip
     for cost, found in result.pareto.items():
         rows = [
-            (each.name, f"{100 * each.quality:.1f}", f"{each.cost:.4g}", "yes" if each.best else "") for each in found
+            (each.name, f"{100 * each.quality:.1f}", several.cost_text(cost, each.cost), "yes" if each.best else "")
+            for each in found
         ]
-        report.table(f"quality against {cost}", ("run", "quality", cost, "none is better in both"), rows)
+        named = several.cost_label(cost)
+        report.table(f"quality against {named}", ("run", "quality", named, "none is better in both"), rows)
     for gate in result.gates:
         log.info("gate %s: %s, it is %.4g", gate.gate, "met" if gate.met else "NOT met", gate.value)
 

@@ -66,7 +66,7 @@ def test_changes_are_ascribed_to_what_changed(tmp_path: Path) -> None:
         ("r", "both right", None), ("w", "both wrong", None),
     ]  # fmt: skip
     assert questions.counts(comparison.changed)["fixed by"] == {"retrieval": 1, "reader": 1}
-    assert comparison.configuration == ('model: "x" there, "y" here',)
+    assert comparison.configuration == ('model: "x" in A, "y" in B',)
     written = comparison.to_json()
     assert written["changed"] == {"fixed": ["f1", "f2"], "broken": ["b1", "b2"], "both wrong": ["w"]}
     json.dumps(written)
@@ -294,3 +294,26 @@ def test_a_difference_falls_into_the_parts_of_retrieval_and_reader(
         compare.run(config(a, b, swapped=a))
     with pytest.raises(ConfigError, match="two runs, and 3"):
         compare.run(config(a, b, b, swapped=swapped))
+
+
+def test_of_runs_of_different_kinds_only_settings_that_both_have_are_compared(tmp_path: Path) -> None:
+    a, b = pair(tmp_path)
+    (b / "config.yaml").write_text(yaml.safe_dump({"kind": "sft", "loop": {"seed": 1}, "context": {"n_docs": 2}}))
+    (comparison,) = compare.run(config(a, b)).comparisons
+    assert comparison.configuration == ("kind: rag in A, sft in B", "loop.seed: 0 in A, 1 in B")
+
+
+def test_costs_are_shown_in_units_that_can_be_read() -> None:
+    assert several.cost_text("latency_p50_s", 0.07574) == "75.7"
+    assert several.cost_text("peak_memory_bytes", 3 * 2**30 / 2) == "1.5"
+    assert several.cost_text("questions_per_s", 12345.6) == "12346"
+    assert set(several.COSTS) == {each for each in several.COSTS if several.cost_label(each)}
+
+
+def test_times_of_answers_stand_for_an_evaluation_that_says_none(tmp_path: Path) -> None:
+    rows = [{**row(f"q{i}", RIGHT), "seconds": i / 10} for i in range(21)]
+    silent, said = write_run(tmp_path / "a", rows), write_run(tmp_path / "b", rows, latency_p50_s=7.0)
+    found = compare.read_run(silent).summary
+    assert [found[f"latency_{name}_s"] for name in ("p50", "p95", "mean")] == pytest.approx([1.0, 1.9, 1.0])
+    assert compare.read_run(said).summary["latency_p50_s"] == 7.0
+    assert "latency_p50_s" not in compare.read_run(write_run(tmp_path / "c", [row("q", RIGHT)])).summary
