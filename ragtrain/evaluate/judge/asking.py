@@ -122,7 +122,10 @@ class Asking:
                 )
             if due:
                 left[keys[again]] = each.prompt + (AGAIN if again else "")
-        return list(left.items())
+        if self._judge.endpoint is not None:  # whose prompts go one by one, and long ones may be all that it fails at
+            return list(left.items())
+        # Longest first: prompts of a batch are padded little, and one that does not fit on the device fails at once.
+        return sorted(left.items(), key=lambda pair: -len(pair[1]))
 
     def _send(self, left: Sequence[tuple[str, str]], ask: Ask, title: str) -> None:
         size, kept = self._judge.batch_size, 0

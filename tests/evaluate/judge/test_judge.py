@@ -464,6 +464,7 @@ def test_the_command(run_of: Callable[..., Path], server: FakeServer, capsys: py
     assert document["em"] == json.loads(metrics_before)["em"]
     # It is still that evaluation, and several conditions are judged one by one.
     assert main(flags) == 0
+    assert main(["compare", str(folder), str(folder)]) == 0
     several = ["eval", "--model-dir", str(folder), "--device", "cpu", "--num-samples", "3", "--output-dir", "more"]
     several += ["--conditions", "closed-book,gold", "--judge", "tiny", "--judge-endpoint", server.address]
     assert main([*several, "--output-file", "more.json"]) == 0
