@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ragtrain.evaluate.overlap import Seen
+    from ragtrain.records import Document
 
     Interval = tuple[float, float]
 
@@ -164,6 +165,7 @@ def told(
     peak_memory_bytes: int | None,
     compat: metrics.Compat = "squad",
     seen: Seen | None = None,
+    retrieval: Figures | None = None,
 ) -> dict[str, Any]:
     """Return what ``metrics.json`` tells beside the main metrics, which it repeats nowhere but in ``intervals`` and ``counts``.
 
@@ -174,9 +176,12 @@ def told(
         peak_memory_bytes: the most memory meanwhile; None where nobody measured it.
         compat: whose rules scores follow.
         seen: what the model was trained on, where that is known.
+        retrieval: of ``rankings``, where data says which passages support an answer.
     """
     records = evaluation.records
     more = figures(records, confidence, seed, compat)
+    if retrieval is not None:
+        more = Figures(*({**own, **found} for own, found in zip(_parts(more), _parts(retrieval), strict=True)))
     seconds = len(records) / evaluation.metrics["questions_per_s"] if records else 0.0
     intervals = {**evaluation.intervals, **more.intervals}
     return {
@@ -187,6 +192,35 @@ def told(
         "counts": {**counts_of(list(evaluation.intervals), records), **more.counts},
         "slices": slices(records, confidence, seed, {} if seen is None else {"seen in training": seen.column(records)}),
     }
+
+
+def _parts(made: Figures) -> tuple[dict[str, Any], ...]:
+    return made.metrics, made.intervals, made.counts
+
+
+def rankings(
+    found: Sequence[Sequence[Document]],
+    gold: Sequence[frozenset[str]],
+    depths: Sequence[int],
+    confidence: float,
+    seed: int,
+) -> Figures:
+    """Return what a search found of the passages that support an answer: ``metrics.ranking_scores``, meant over questions.
+
+    Questions of which the data names no such passage are missing.
+
+    Args:
+        found: passages of each question, best first.
+        gold: ids of those that support its answer, found or not.
+        depths: every k of ``supporting_recall@k``, ``hits@k`` and ``ndcg@k``.
+        confidence: level of the intervals.
+        seed: of the bootstrap.
+    """
+    rows = [
+        metrics.ranking_scores([document.id for document in one], wanted, depths)
+        for one, wanted in zip(found, gold, strict=True)
+    ]
+    return _means(rows, list(dict.fromkeys(name for row in rows for name in row)), confidence, seed)
 
 
 def lines(summary: Mapping[str, Any]) -> list[tuple[str, str, int]]:
@@ -210,8 +244,12 @@ def log_speed(summary: Mapping[str, Any]) -> None:
 def figures(records: Sequence[Answered], confidence: float, seed: int, compat: metrics.Compat = "squad") -> Figures:
     """Return the means of ``scores_of``, each over the questions that have the score."""
     rows = [scores_of(record, compat) for record in records]
+    return _means(rows, list(_LABELS), confidence, seed)
+
+
+def _means(rows: Sequence[Mapping[str, float]], names: Sequence[str], confidence: float, seed: int) -> Figures:
     made = Figures({}, {}, {})
-    for name in _LABELS:
+    for name in names:
         values = [row[name] for row in rows if name in row]
         if values:
             made.metrics[name] = math.fsum(values) / len(values)
@@ -221,7 +259,7 @@ def figures(records: Sequence[Answered], confidence: float, seed: int, compat: m
 
 
 def _interval(name: str, values: Sequence[float], confidence: float, seed: int) -> Interval:
-    if name in _RATES:
+    if name in _RATES or name.startswith("hits@"):
         return metrics.wilson(sum(values), len(values), confidence)
     return metrics.bootstrap_mean(values, BOOTSTRAP_SAMPLES, seed, confidence)
 

@@ -53,6 +53,7 @@ class Asked:
         contexts: whose passages are read, where they are another run's.
         gold_at: place of the gold passage in a sweep over it, from 1.
         swept: whether this is one of several numbers of passages.
+        gold: ids of the passages that a search should have found for each; None as of ``found``.
     """
 
     condition: Condition | Given
@@ -64,6 +65,7 @@ class Asked:
     contexts: dict[str, Any] | None = None
     gold_at: int | None = None
     swept: bool = False
+    gold: list[frozenset[str]] | None = None
 
     @property
     def name(self) -> str:
@@ -234,6 +236,7 @@ def ask(config: EvalConfig, causal: Causal, examples: Sequence[Example]) -> tupl
                 condition, most, made.samples, [chosen[place].answers for place in made.origins],
                 [ranked(chosen[place])[:deep] for place in made.origins] if searched else None, len(made.left_out),
                 gold_at=gold_at, swept=bool(config.n_docs_sweep) and not closed and gold_at is None,
+                gold=[chosen[place].gold for place in made.origins] if searched else None,
             )
         )  # fmt: skip
     return asked, about

@@ -246,6 +246,9 @@ def _summary(evaluation: PromptedEvaluation, job: Job, measured: dict[str, Any])
         measured: the ``device``, the ``peak`` of its memory, and what was ``seen`` in training.
     """
     missing: dict[str, Any] = dict.fromkeys(("em_given_answer", "em_given_no_answer"))
+    settings, asked, retrieval = job.settings, job.asked, None
+    if asked.found is not None and asked.gold is not None:
+        retrieval = figures.rankings(asked.found, asked.gold, settings.recall_at, settings.confidence, settings.seed)
     lost = [record.lost for record in evaluation.records]
     return {
         **missing,
@@ -257,6 +260,7 @@ def _summary(evaluation: PromptedEvaluation, job: Job, measured: dict[str, Any])
             measured["peak"],
             job.settings.compat,
             measured["seen"],
+            retrieval,
         ),
         "lost": {kind: lost.count(kind) for kind in ("docs", "text", "row")},
         **job.described,

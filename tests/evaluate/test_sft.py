@@ -96,6 +96,15 @@ def test_a_run_needs_no_other_flag_and_its_files_say_everything(
     assert summary["latency_p50_s"] <= summary["latency_p95_s"]
     assert summary["peak_memory_bytes"] > 1 << 26
     assert {each["kind"] for each in summary["slices"]} >= {"first word", "an answer was read"}
+    # The index holds every gold passage, and a row's are found by their text.
+    gold = {example.id: example.gold for example in examples if example.gold}
+    for k in (1, 3):
+        found = {each.id: [doc.id for doc in each.documents if doc.score != float("-inf")][:k] for each in examples}
+        shares = [len(gold[name] & set(found[name])) / len(gold[name]) for name in gold]
+        assert summary[f"supporting_recall@{k}"] == pytest.approx(sum(shares) / len(shares))
+        assert summary[f"hits@{k}"] == sum(share > 0 for share in shares) / len(shares)
+    assert summary["counts"]["mrr"] == {"n": len(gold), "missing": 10 - len(gold)}
+    assert 0 < summary["ndcg@3"] <= 1
     seen = {each["value"]: each["n"] for each in summary["slices"] if each["kind"] == "seen in training"}
     train = read_examples(SftDataConfig(), corner / "train.jsonl", split="train").examples
     known = {metrics.normalize_answer(answer) for example in train for answer in example.answers}
