@@ -185,9 +185,9 @@ class StatusConfig(Command):
     examples: ClassVar[tuple[str, ...]] = ("ragtrain status runs/rag", "ragtrain status runs/rag --json")
     title: ClassVar[str] = "Status"
     positional: ClassVar[str | None] = "run"
-    positional_metavar: ClassVar[str] = "RUN"
+    positional_metavar: ClassVar[str] = "[RUN]"
 
-    run: Path
+    run: Path = Path("runs/rag")
     """Run folder."""
     lines: NonNegativeInt = 5
     """Lines of the log to show."""
