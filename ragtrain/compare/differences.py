@@ -147,13 +147,20 @@ def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
         for name in SETTINGS
         if name in a.settings and name in b.settings and a.settings[name] != b.settings[name]
     )
-    first = names[0] if names and names[0] in ("em", "mrr") else differences[-1].metric if differences else None
+    first = sliced_by(tuple(differences))
     return Comparison(
         a.name, b.name, len(both), only_a, only_b, tuple(differences), remarks,
         changed=tuple(questions.outcomes(a, b, both)),
         slices=tuple(questions.slices(a, b, both, first, config)) if first else (),
         configuration=configuration(a, b),
     )  # fmt: skip
+
+
+def sliced_by(differences: Sequence[Difference]) -> str | None:
+    """Return the metric that slices are of; None where there is none."""
+    if not differences:
+        return None
+    return differences[0].metric if differences[0].metric in ("em", "mrr") else differences[-1].metric
 
 
 def configuration(a: Run, b: Run) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ragtrain.compare import questions, several
-from ragtrain.compare.differences import label
+from ragtrain.compare.differences import label, sliced_by
 from ragtrain.compare.show import number, p_text, points
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _pair(comparison: Comparison, a: Run, b: Run, confidence: float) -> Iterator
     yield ""
     yield f"{comparison.n} questions; percent. *Shows from*: the difference that so many questions show four times in five."
     if comparison.slices:
-        yield from ("", "### Kinds of questions", "")
+        yield from ("", f"### Kinds of questions, by {label(sliced_by(comparison.differences) or '')}", "")
         yield from _table(
             ("kind", "value", "n", "A", "B", "B - A"),
             [(each.kind, each.value, str(each.n), f"{100 * each.a:.1f}", f"{100 * each.b:.1f}",

@@ -15,7 +15,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from ragtrain.compare import questions, several
-from ragtrain.compare.differences import label
+from ragtrain.compare.differences import label, sliced_by
 from ragtrain.compare.show import number, p_text, points
 
 if TYPE_CHECKING:
@@ -61,10 +61,19 @@ def render(result: CompareResult, runs: Sequence[Run]) -> str:
     for comparison, name in zip(result.comparisons, names[1:], strict=True):
         parts.extend(_pair(comparison, f"{name} against {names[0]}", result))
     parts.extend(_several(result))
-    ids = several.common(runs)
-    if ids and all(run.writes for run in runs):
+    writing = [run for run in runs if run.writes]
+    ids = several.common(writing) if len(writing) > 1 and runs[0].writes else []
+    if ids:
         parts.extend(_browser())
-        document = json.dumps(_document(runs, ids), ensure_ascii=False, separators=(",", ":"))
+        named = [
+            (name, chr(65 + place)) for place, (name, run) in enumerate(zip(names, runs, strict=True)) if run.writes
+        ]
+        said = {
+            "runs": [name for name, _ in named],
+            "letters": [letter for _, letter in named],
+            **_document(writing, ids),
+        }
+        document = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
         for character, escape in (
             ("<", "\\u003c"),
             (">", "\\u003e"),
@@ -100,7 +109,7 @@ def _pair(comparison: Comparison, title: str, result: CompareResult) -> Iterator
         "<em>Effect</em>: Cohen's h of rates, d of other scores.</p>"
     )
     if comparison.slices:
-        yield "<h2>Where</h2>"
+        yield f"<h2>Where, by {_text(label(sliced_by(comparison.differences) or ''))}</h2>"
         yield _table(
             ("kind of question", "n", "A", "B", "B − A"),
             [(f"{each.kind}: {each.value}", str(each.n), f"{100 * each.a:.1f}", f"{100 * each.b:.1f}",
@@ -242,8 +251,6 @@ def _document(runs: Sequence[Run], ids: Sequence[str]) -> dict[str, Any]:
             hits = [int(bool(document.get("has_answer"))) for document in run.answered[each].documents]
             places[number_of_run, each] = [[passages[passage], hit] for passage, hit in zip(found, hits, strict=False)]
     return {
-        "runs": several.short_names([run.name for run in runs]),
-        "letters": [chr(65 + place) for place in range(len(runs))],
         "questions": [
             [each, runs[0].answered[each].question, sorted(runs[0].answered[each].answers)] for each in ordered
         ],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ragtrain import report
 from ragtrain.compare import questions, several
-from ragtrain.compare.differences import label
+from ragtrain.compare.differences import label, sliced_by
 
 if TYPE_CHECKING:
     from ragtrain.compare import CompareResult
@@ -70,7 +70,7 @@ def _show_questions(comparison: Comparison, a: Run, b: Run, config: CompareConfi
         for each in comparison.slices[:_SLICES]
     ]  # fmt: skip
     if sliced:
-        what = "exact match" if comparison.changed else label(comparison.differences[-1].metric)
+        what = label(sliced_by(comparison.differences) or "")
         report.table(f"{what} by kinds of questions", ("kind", "", "n", "A", "B", "B - A"), sliced)
     if config.show == "none":
         return

@@ -317,3 +317,17 @@ def test_times_of_answers_stand_for_an_evaluation_that_says_none(tmp_path: Path)
     assert [found[f"latency_{name}_s"] for name in ("p50", "p95", "mean")] == pytest.approx([1.0, 1.9, 1.0])
     assert compare.read_run(said).summary["latency_p50_s"] == 7.0
     assert "latency_p50_s" not in compare.read_run(write_run(tmp_path / "c", [row("q", RIGHT)])).summary
+
+
+def test_questions_are_browsed_beside_a_run_that_only_retrieves(tmp_path: Path) -> None:
+    a, b = pair(tmp_path)
+    found = [{"id": each, "question": "Who is it?", "answers": ["Oslo"], "gold_ranks": [1], "gold": 1, "first_hit": 1, "depth": 5}
+             for each in ("f1", "f2", "b1", "b2", "r", "w")]  # fmt: skip
+    graph = write_run(tmp_path / "graph", found)
+    compare.run(config(a, graph, b, html=tmp_path / "c.html"))
+    text = (tmp_path / "c.html").read_text(encoding="utf-8")
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert (data["runs"], data["letters"]) == (["a", "b"], ["A", "C"])
+    assert len(data["questions"]) == 6
+    compare.run(config(graph, a, html=tmp_path / "d.html"))
+    assert 'id="data"' not in (tmp_path / "d.html").read_text(encoding="utf-8")
