@@ -61,7 +61,7 @@
       if (!made.open || made.children.length > 1) return;
       const body = element("div", undefined, "body"), head = element("div", undefined, "wide");
       head.append(element("span", "asked for: ", "dim"), element("span", references.join(" · ")),
-        element("span", "  " + id + (who ? ", by the " + who : ""), "dim"));
+        element("span", "  " + id + ({ retrieval: ", by retrieval", reader: ", by the reader" }[who] || ""), "dim"));
       body.append(head, side("A " + data.runs[0], left), side(data.letters[b] + " " + data.runs[b], right));
       made.append(body);
     }, { once: false });

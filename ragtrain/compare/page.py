@@ -144,7 +144,7 @@ def _intervals(comparison: Comparison, confidence: float) -> str:
     shown = comparison.differences
     ends = [abs(100 * value) for d in shown for value in (d.low, d.high, d.delta) if math.isfinite(value)]
     reach = _round_up(max([*ends, 1.0]))
-    left, width, row = 152, 360, 30  # wide enough for a label, narrow enough for a phone
+    left, width, row = 164, 348, 30  # wide enough for a label, narrow enough for a phone
     height = row * len(shown) + 50
 
     def x(value: float) -> float:

@@ -20,6 +20,7 @@ log = logging.getLogger("ragtrain")
 
 #: Characters of a passage that are printed with a question.
 _PASSAGE = 200
+_BY = {"retrieval": "retrieval", "reader": "the reader", "unknown": "an unknown cause"}
 #: Slices printed: the rest is in the files.
 _SLICES = 12
 
@@ -57,7 +58,7 @@ def too_few(d: Difference) -> bool:
 def _show_questions(comparison: Comparison, a: Run, b: Run, config: CompareConfig) -> None:
     if comparison.changed:
         found = questions.counts(comparison.changed)
-        causes = {name: ", ".join(f"{count} by the {cause}" for cause, count in found[f"{name} by"].items()
+        causes = {name: ", ".join(f"{count} by {_BY[cause]}" for cause, count in found[f"{name} by"].items()
                                   if cause != "unknown") for name in ("fixed", "broken")}  # fmt: skip
         log.info(
             "of %d questions B fixes %d%s and breaks %d%s; %d are right and %d wrong in both", comparison.n,

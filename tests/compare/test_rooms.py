@@ -81,7 +81,7 @@ def test_questions_are_shown_with_answers_and_passages(
     assert "broken (retrieval): b1" in said
     assert "A: Oslo" in said
     assert "1 more questions" in caplog.text
-    assert "of 6 questions B fixes 2 (1 by the retrieval, 1 by the reader)" in caplog.text
+    assert "of 6 questions B fixes 2 (1 by retrieval, 1 by the reader)" in caplog.text
     assert "T: some text" in said
 
 
