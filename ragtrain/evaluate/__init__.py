@@ -70,6 +70,7 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
             "max_new_tokens", "question_key", "answer_key", "compression_rate", "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep",
+            "contexts_from",
             *_JUDGE,
         ),
     ),
@@ -78,7 +79,7 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "retrieval",
             "max_new_tokens", "question_key", "answer_key", "test_data", "index_path", "n_docs", "recall_at", "fusion", "compression_rate",
-            "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep",
+            "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep", "contexts_from",
             *_JUDGE,
         ),
     ),
@@ -86,7 +87,7 @@ _KINDS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
         "a run of train compress",
         (
             "conditions", "also_base", "passages_path", "num_beams", "decoding", "search_index", "graph", "fusion", "recall_at",
-            "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep",
+            "compat", "dpr_file", "n_docs_sweep", "gold_position_sweep", "contexts_from",
         ),
     ),
 }  # fmt: skip

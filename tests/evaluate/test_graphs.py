@@ -338,6 +338,8 @@ def test_runs_compare(trained: Path, graph: Path, tmp_path: Path) -> None:
 
 
 def test_what_makes_no_sense_is_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--contexts-from means nothing to a graph model"):
+        run(EvalConfig(model_dir=str(trained), contexts_from=trained))
     with pytest.raises(ConfigError, match="--num-beams, --max-new-tokens means nothing to a graph model"):
         run(EvalConfig(model_dir=str(trained), num_beams=2, max_new_tokens=3))
     with pytest.raises(ConfigError, match="needs vectors of the graph's documents"):
