@@ -45,6 +45,7 @@ SUPPORTED: Mapping[str, str] = {
     "regex": ">=2024.11",
     "rich": ">=14.0",
     "rouge-score": ">=0.1.2",
+    "sacrebleu": ">=2.4",
     "safetensors": ">=0.6",
     "sentencepiece": ">=0.2",
     "tensorboard": ">=2.19",
