@@ -84,6 +84,8 @@ def test_a_run_leaves_every_file_and_a_model_that_loads_as_it_was(
     assert set(ARMS) <= report["arms"].keys()
     assert all(arm["n"] == 4 for arm in report["arms"].values())
     assert all(math.isfinite(each) for each in numbers(report))
+    for name, arm in {"before_training": "before", "after_training": "compressed"}.items():
+        assert report[name] == {score: report["arms"][arm][score] for score in ("em", "f1", "rouge_l", "contains")}
     assert report["cut"]["fed"] == 1
     assert result.verdict == report["verdict"]
     for name in ("before_training_results.json", "after_training_results.json"):

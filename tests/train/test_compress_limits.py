@@ -96,8 +96,9 @@ def test_what_cannot_be_done_ends_before_anything_is_written(
 
 
 def test_a_dry_run_writes_nothing(causal_lm: Callable[..., Path], corner: Path, tmp_path: Path) -> None:
-    result = compress.run(config_of(causal_lm("llama"), corner, tmp_path / "run", dry_run=True, rates="4"))
+    result = compress.run(config_of(causal_lm("llama"), corner, tmp_path / "run", dry_run=True, rates="4", n_docs=1))
     assert result.path is None
+    assert result.plan["training rows"].endswith(", 1.0 passages each on average")
     assert not (tmp_path / "run").exists()
     assert result.plan["window"] == "32 tokens into 4 vectors, or 8"
     assert result.plan["relevance head"] == "none"

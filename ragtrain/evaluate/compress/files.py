@@ -52,7 +52,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Write ``metrics_report.json`` and return it.
 
-    Keys: ``n``, ``verdict``, ``arms`` (``ArmResult.to_json`` by name, in the order of tables), ``kinds`` of questions, those of ``costs`` (``cost``,
+    Keys: ``n``, ``before_training`` and ``after_training`` (the scores of answers from memory, nothing else), ``verdict``, ``arms`` (``ArmResult.to_json`` by name, in the order of tables), ``kinds`` of questions, those of ``costs`` (``cost``,
     ``speed``) and of ``about`` (seed, data, what was cut, settings), ``versions`` and ``hardware``.
 
     Args:
@@ -64,11 +64,21 @@ def write_report(
     """
     judged = verdict(results, rows, seed=int(about.get("seed", 0)))
     report = {
-        "n": len(rows), "verdict": judged, "arms": arms_json(results), "kinds": by_kind(results, rows), **(costs or {}),
+        "n": len(rows), **_before_and_after(results), "verdict": judged, "arms": arms_json(results), "kinds": by_kind(results, rows), **(costs or {}),
         **_about(about),
     }  # fmt: skip
     write_json(folder / REPORT_FILE, report)
     return report
+
+
+def _before_and_after(results: Mapping[str, ArmResult]) -> dict[str, dict[str, float]]:
+    """Return the scores from memory before and after training, where they were measured: what ScaleDown's guide greps for."""
+    found = {"before_training": results.get("before"), "after_training": results.get("compressed")}
+    return {
+        name: {score: arm.metrics[score] for score in ("em", "f1", "rouge_l", "contains") if score in arm.metrics}
+        for name, arm in found.items()
+        if arm is not None
+    }
 
 
 def arms_json(results: Mapping[str, ArmResult]) -> dict[str, dict[str, Any]]:

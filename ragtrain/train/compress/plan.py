@@ -29,7 +29,10 @@ def describe(config: CompressConfig, rows: CompressRows, parts: CompressParts) -
     model = parts.model
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     dearest = parts.train.evaluation(parts.train.ordered()[0]) if rows.train else None
-    documents = sum(len(example.documents) for example in rows.train) / max(1, len(rows.train))
+    every = range(0, len(rows.train), max(1, -(-len(rows.train) // LOOKED_AT)))
+    shown = [parts.train.contexts.context(place) for place in every]
+    # What is read: --n-docs leaves some of a row's out, an index or distractors add others.
+    documents = sum(len(context.documents) for context in shown) / max(1, len(shown))
     full = config.evaluation.full_context_steps
     described = {
         "training rows": f"{len(rows.train)}, {documents:.1f} passages each on average",
@@ -50,9 +53,7 @@ def describe(config: CompressConfig, rows: CompressRows, parts: CompressParts) -
         "memory estimate": f"{memory.readable(memory.state_bytes(model))} a process for weights, gradients and optimizer",
         "output": str(config.run.output_dir),
     }
-    if rows.train:
-        every = range(0, len(rows.train), -(-len(rows.train) // LOOKED_AT))
-        shown = [parts.train.contexts.context(place) for place in every]
+    if shown:
         described["windows"] = coverage(shown, parts.train.windower).summary()
     if dearest is not None:
         described["largest micro-batch"] = (
