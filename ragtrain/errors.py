@@ -80,9 +80,13 @@ class OutOfMemoryError(RagtrainError):
 
 
 class GateError(RagtrainError):
-    """A comparison that did not meet its gate."""
+    """A comparison that did not meet its gate; ``result`` is the comparison, which is complete."""
 
     exit_code = 6
+
+    def __init__(self, message: str, *, hint: str | None = None, result: object = None) -> None:
+        super().__init__(message, hint=hint)
+        self.result = result
 
 
 class Interrupted(RagtrainError):

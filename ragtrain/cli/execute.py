@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import ragtrain
 from ragtrain.config import bundled, fields
 from ragtrain.config.load import Resolved, load_config
-from ragtrain.errors import ConfigError, DataError, Interrupted, OutOfMemoryError, RagtrainError
+from ragtrain.errors import ConfigError, DataError, GateError, Interrupted, OutOfMemoryError, RagtrainError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,7 +106,12 @@ def execute(request: Request) -> int:
         if request.print_config:
             _print_config(resolved, as_json=request.json)
             return 0
-        result = _call(request.target, config)
+        try:
+            result = _call(request.target, config)
+        except GateError as unmet:
+            if request.json and unmet.result is not None:
+                report.json_out(cast("Result", unmet.result).to_json())
+            raise
         if request.json:
             report.json_out(result.to_json())
         elif is_first_process():

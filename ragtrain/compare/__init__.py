@@ -127,8 +127,8 @@ def run(config: CompareConfig) -> CompareResult:
     for comparison, other in zip(comparisons, runs[1:], strict=True):
         show(comparison, runs[0], other, config)
     _write(result, runs, config)
-    if unmet := [f"{each.gate} (it is {each.value:.4g})" for each in judged if not each.met]:
-        raise GateError(f"not met: {'; '.join(unmet)}", hint="the comparison itself is complete")
+    if unmet := [gates.named(each, several_runs=len(runs) > 2) for each in judged if not each.met]:
+        raise GateError(f"not met: {'; '.join(unmet)}", hint="the comparison itself is complete", result=result)
     return result
 
 

@@ -34,6 +34,7 @@ def read_table(path: Path) -> list[tuple[int | None, dict[str, Any]]]:
         DataError: a column is missing, or a line has no cell for it.
     """
     found: list[tuple[int | None, dict[str, Any]]] = []
+    csv.field_size_limit(2**31 - 1)  # of 131,072 characters, which a prompt that is repeated passes
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         names = [name.strip().lower() for name in reader.fieldnames or ()]

@@ -24,6 +24,8 @@ _NAMES = {
     "latency_p50": "latency_p50_s", "latency_p95": "latency_p95_s", "latency_mean": "latency_mean_s",
     "memory": "peak_memory_bytes", "exact_match": "em",
 }  # fmt: skip
+#: Figures with an interval among the scores that are no fractions.
+_NO_RATES = ("mr",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +46,12 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A gate met or not, with the value that decided."""
+    """A gate met or not by a run, against the first, with the value that decided."""
 
     gate: str
     value: float
     met: bool
+    run: str = ""
 
 
 def parse(text: str) -> Gate:
@@ -75,7 +78,12 @@ def judge(gates: Sequence[Gate], comparison: Comparison, a: Run, b: Run) -> list
     Raises:
         ConfigError: a gate names a figure that the comparison does not have.
     """
-    return [_judged(gate, comparison, a, b) for gate in gates]
+    return [dataclasses.replace(_judged(gate, comparison, a, b), run=b.name) for gate in gates]
+
+
+def named(judged: Judged, *, several_runs: bool) -> str:
+    """Return a gate and its value in words, with the run where there are several that it is asked of."""
+    return f"{judged.gate}{f' of {judged.run}' if several_runs else ''} (it is {judged.value:.4g})"
 
 
 def _judged(gate: Gate, comparison: Comparison, a: Run, b: Run) -> Judged:
@@ -91,8 +99,15 @@ def _judged(gate: Gate, comparison: Comparison, a: Run, b: Run) -> Judged:
             raise ConfigError(f"--gate {gate.text!r}: {gate.metric!r} is not measured in both runs",
                               hint=f"known here: {', '.join(known)}")  # fmt: skip
         left, right = (float(each) for each in pair if isinstance(each, int | float))
-        value = _ratio(left, right) if gate.ratio else right - left
+        scale = 100 if all(_is_rate(gate.metric, run) for run in (a, b)) else 1
+        value = _ratio(left, right) if gate.ratio else scale * (right - left)
     return Judged(gate.text, value, _OPERATORS[gate.compared](round(value, 12), gate.bound))
+
+
+def _is_rate(metric: str, run: Run) -> bool:
+    """Return whether an evaluation states a figure as a fraction, which a gate is in points of."""
+    intervals = run.summary.get("intervals")
+    return isinstance(intervals, dict) and metric in intervals and metric not in _NO_RATES
 
 
 def _ratio(a: float, b: float) -> float:

@@ -63,8 +63,8 @@ def _lines(result: CompareResult, runs: Sequence[Run]) -> Iterator[str]:
     if result.gates:
         yield from ("", "## Gates", "")
         yield from _table(
-            ("condition", "value", "met"),
-            [(each.gate, f"{each.value:.4g}", "yes" if each.met else "**no**") for each in result.gates],
+            ("condition", "run", "value", "met"),
+            [(each.gate, each.run, f"{each.value:.4g}", "yes" if each.met else "**no**") for each in result.gates],
         )
 
 

@@ -212,8 +212,8 @@ def _several(result: CompareResult) -> Iterator[str]:
     if result.gates:
         yield "<h2>Gates</h2>"
         yield _table(
-            ("condition", "value", "met"),
-            [(each.gate, f"{each.value:.4g}", "yes" if each.met else "no") for each in result.gates],
+            ("condition", "run", "value", "met"),
+            [(each.gate, each.run, f"{each.value:.4g}", "yes" if each.met else "no") for each in result.gates],
         )
 
 

@@ -124,7 +124,8 @@ def show_several(result: CompareResult) -> None:
         named = several.cost_label(cost)
         report.table(f"quality against {named}", ("run", "quality", named, "none is better in both"), rows)
     for gate in result.gates:
-        log.info("gate %s: %s, it is %.4g", gate.gate, "met" if gate.met else "NOT met", gate.value)
+        of = f" of {gate.run}" if len(result.runs) > 2 else ""
+        log.info("gate %s%s: %s, it is %.4g", gate.gate, of, "met" if gate.met else "NOT met", gate.value)
 
 
 def p_text(value: float) -> str:

@@ -132,6 +132,36 @@ def test_what_is_no_gate_is_refused(tmp_path: Path, gate: str) -> None:
         compare.run(config(*pair(tmp_path), gate=(gate,)))
 
 
+def test_a_gate_on_a_rate_of_the_evaluation_is_in_points(tmp_path: Path) -> None:
+    low, high = (
+        write_run(tmp_path / name, [row("q", RIGHT, True)], ceiling=value, seconds=value, intervals={"ceiling": [0, 1]})
+        for name, value in (("low", 0.5), ("high", 0.9))
+    )
+    with pytest.raises(GateError, match="it is -40"):
+        compare.run(config(high, low, gate=("ceiling>=-1",)))
+    (judged,) = compare.run(config(high, low, gate=("seconds>=-1",))).gates
+    assert judged.value == pytest.approx(-0.4)
+
+
+def test_a_gate_of_several_runs_names_the_one_that_fails_it(tmp_path: Path) -> None:
+    a, b = pair(tmp_path)
+    worse = write_run(tmp_path / "worse", [row(each, WRONG, True) for each in ("f1", "f2", "b1", "b2", "r", "w")])
+    with pytest.raises(GateError, match=rf"not met: em>=0 of {worse} \(it is -50\)$") as caught:
+        compare.run(config(a, b, worse, gate=("em>=0",)))
+    assert isinstance(caught.value.result, compare.CompareResult)
+    assert [each.met for each in caught.value.result.gates] == [True, False]
+
+
+def test_a_gate_that_is_not_met_leaves_the_json_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ragtrain.cli import main
+
+    runs = [str(each) for each in pair(tmp_path)]
+    assert main(["compare", *runs, "--gate", "em>=50", "--json", "--quiet"]) == 6
+    assert json.loads(capsys.readouterr().out)["gates"] == [
+        {"gate": "em>=50", "value": 0.0, "met": False, "run": runs[1]}
+    ]
+
+
 def test_a_ratio_to_nothing() -> None:
     assert gates._ratio(0.0, 0.0) == 1.0
     assert gates._ratio(0.0, 1.0) == float("inf")
@@ -176,6 +206,13 @@ def test_tables_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> 
     table.write_text(text)
     with pytest.raises(DataError, match=message):
         compare.run(config(write_run(tmp_path / "a", [row("1", RIGHT)]), table))
+
+
+def test_a_table_may_hold_long_texts(tmp_path: Path) -> None:
+    (tmp_path / "long.csv").write_text(f"id,prediction\nq,{'Oslo ' * 40_000}\n")
+    ours = write_run(tmp_path / "ours", [row("q", RIGHT, True)])
+    (found,) = compare.run(config(ours, tmp_path / "long.csv")).comparisons
+    assert (found.differences[0].a, found.differences[0].b) == (1.0, 0.0)
 
 
 def test_a_table_alone_lacks_references(tmp_path: Path) -> None:
