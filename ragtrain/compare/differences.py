@@ -76,6 +76,7 @@ class Comparison:
         changed: what became of each question; empty where a run writes no answers.
         slices: the difference by kinds of questions.
         configuration: ``field: value there, value here`` of every setting in which the training differed.
+        unit: what is compared: questions, or of runs that complete a graph triples.
     """
 
     a: str
@@ -88,6 +89,7 @@ class Comparison:
     changed: tuple[Changed, ...] = ()
     slices: tuple[Slice, ...] = ()
     configuration: tuple[str, ...] = ()
+    unit: str = "questions"
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form: the differences by metric, questions by what became of them."""
@@ -152,7 +154,7 @@ def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
         a.name, b.name, len(both), only_a, only_b, tuple(differences), remarks,
         changed=tuple(questions.outcomes(a, b, both)),
         slices=tuple(questions.slices(a, b, both, first, config)) if first else (),
-        configuration=configuration(a, b),
+        configuration=configuration(a, b), unit="triples" if a.links and b.links else "questions",
     )  # fmt: skip
 
 
@@ -188,7 +190,8 @@ def difference(metric: str, a: Sequence[float], b: Sequence[float], config: Comp
     deltas = [right - left for left, right in zip(a, b, strict=True)]
     wins = sum(value > config.tolerance for value in deltas)
     losses = sum(value < -config.tolerance for value in deltas)
-    sentence = describe(metric, delta, low, high) if wins or losses else f"{label(metric)}: no question changed"
+    unit = "triple" if metric in links.METRICS else "question"
+    sentence = describe(metric, delta, low, high) if wins or losses else f"{label(metric)}: no {unit} changed"
     mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
     rate = all(value in (0.0, 1.0) for value in (*a, *b))
     return Difference(

@@ -38,7 +38,7 @@ def _lines(result: CompareResult, runs: Sequence[Run]) -> Iterator[str]:
         yield ""
         yield from _pair(comparison, runs[0], other, result.confidence)
     if result.wins is not None:
-        yield from ("", f"## Questions won, by {label(result.wins.metric)}", "")
+        yield from ("", f"## {result.comparisons[0].unit.capitalize()} won, by {label(result.wins.metric)}", "")
         letters = [chr(65 + place) for place in range(len(result.wins.names))]
         rows = [
             (f"{letter} {name}", *(str(count) if i != j else "" for j, count in enumerate(counts)))
@@ -82,7 +82,7 @@ def _pair(comparison: Comparison, a: Run, b: Run, confidence: float) -> Iterator
     ]  # fmt: skip
     yield from _table(columns, rows)
     yield ""
-    yield f"{comparison.n} questions; percent. *Shows from*: the difference that so many questions show four times in five."
+    yield f"{comparison.n} {comparison.unit}; percent. *Shows from*: the difference that so many {comparison.unit} show four times in five."
     if comparison.slices:
         yield from ("", f"### Kinds of questions, by {label(sliced_by(comparison.differences) or '')}", "")
         yield from _table(

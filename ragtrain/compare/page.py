@@ -91,7 +91,7 @@ def _pair(comparison: Comparison, title: str, result: CompareResult) -> Iterator
     if len(result.comparisons) > 1:
         yield f"<h2>{_text(title)}</h2>"
     yield f'<p class="lead">{_text(summary(comparison))}</p>'
-    yield f'<p class="dim">A is {_text(comparison.a)}; B is {_text(comparison.b)}; {comparison.n} questions'
+    yield f'<p class="dim">A is {_text(comparison.a)}; B is {_text(comparison.b)}; {comparison.n} {comparison.unit}'
     if comparison.only_a or comparison.only_b:
         yield f" ({comparison.only_a} only in A and {comparison.only_b} only in B are left out)"
     yield ".</p>"
@@ -105,7 +105,8 @@ def _pair(comparison: Comparison, title: str, result: CompareResult) -> Iterator
     ]  # fmt: skip
     yield _table(columns, rows)
     yield (
-        '<p class="dim">Percent. <em>Shows from</em>: the difference that so many questions show four times in five. '
+        '<p class="dim">Percent. <em>Shows from</em>: the difference that so many '
+        f"{comparison.unit} show four times in five. "
         "<em>Effect</em>: Cohen's h of rates, d of other scores.</p>"
     )
     if comparison.slices:
@@ -186,7 +187,7 @@ def _round_up(value: float) -> float:
 def _several(result: CompareResult) -> Iterator[str]:
     if result.wins is not None:
         letters = [chr(65 + place) for place in range(len(result.wins.names))]
-        yield f"<h2>Questions won, by {_text(label(result.wins.metric))}</h2>"
+        yield f"<h2>{result.comparisons[0].unit.capitalize()} won, by {_text(label(result.wins.metric))}</h2>"
         yield _table(
             ("of, over", *letters),
             [(f"{letter} {name}", *("" if i == j else str(count) for j, count in enumerate(counts)))

@@ -85,6 +85,11 @@ class Run:
         return all(answered.em is not None for answered in self.answered.values())
 
     @property
+    def links(self) -> bool:
+        """Whether it completes a graph, so that triples are compared."""
+        return all(answered.link_ranks for answered in self.answered.values())
+
+    @property
     def folder(self) -> Path | None:
         """The run folder that the predictions lie in, where there is one."""
         return next((folder for folder in self.path.parents[:4] if (folder / "config.yaml").is_file()), None)

@@ -80,6 +80,8 @@ def main_metric(runs: Sequence[Run]) -> str:
     """Return the metric by which many runs are set side by side."""
     if all(run.writes for run in runs):
         return "em"
+    if all(run.links for run in runs):
+        return "mrr"
     return "recall@5" if all(each.n_gold for run in runs for each in run.answered.values()) else "answer_recall@1"
 
 

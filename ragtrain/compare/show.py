@@ -32,19 +32,19 @@ def show(comparison: Comparison, a: Run, b: Run, config: CompareConfig) -> None:
          f"{100 * d.high:+.1f}]", p_text(d.p_holm), number(d.effect), points(d.smallest), d.wins, d.losses, d.ties)
         for d in comparison.differences
     ]  # fmt: skip
-    title = f"A = {comparison.a}, B = {comparison.b}: {comparison.n} questions, percent"
+    title = f"A = {comparison.a}, B = {comparison.b}: {comparison.n} {comparison.unit}, percent"
     columns = ("metric", "A", "B", f"B - A [{100 * config.confidence:g} %]", "p (Holm)", "effect", "shows from", "B wins",
                "A wins", "ties")  # fmt: skip
     report.table(title, columns, rows)
     if comparison.only_a or comparison.only_b:
-        log.info("left out: %d questions only in A, %d only in B", comparison.only_a, comparison.only_b)
+        log.info("left out: %d %s only in A, %d only in B", comparison.only_a, comparison.unit, comparison.only_b)
     for remark in comparison.remarks:
         log.warning("%s", remark)
     for d in comparison.differences:
         log.info("%s", d.sentence)
         if too_few(d):
-            log.info("%s: so many questions show a difference of %s points four times in five, and no smaller one",
-                     label(d.metric), points(d.smallest))  # fmt: skip
+            log.info("%s: so many %s show a difference of %s points four times in five, and no smaller one",
+                     label(d.metric), comparison.unit, points(d.smallest))  # fmt: skip
     for line in comparison.configuration:
         log.info("configuration: %s", line)
     _show_questions(comparison, a, b, config)
@@ -104,7 +104,7 @@ def show_several(result: CompareResult) -> None:
             (name, *("" if i == j else count for j, count in enumerate(counts)))
             for i, (name, counts) in enumerate(zip(names, result.wins.counts, strict=True))
         ]
-        report.table(f"questions won, by {label(result.wins.metric)}", columns, rows)
+        report.table(f"{result.comparisons[0].unit} won, by {label(result.wins.metric)}", columns, rows)
     for each in result.attribution:
         log.info("%s: %s (%d questions; retrieval fixes %d and breaks %d, the reader %d and %d)", label(each.metric),
                  each.sentence, each.n, each.retrieval.fixed, each.retrieval.broken, each.reader.fixed, each.reader.broken)  # fmt: skip

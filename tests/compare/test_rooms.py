@@ -340,6 +340,31 @@ def test_of_runs_of_different_kinds_only_settings_that_both_have_are_compared(tm
     assert comparison.configuration == ("kind: rag in A, sft in B", "loop.seed: 0 in A, 1 in B")
 
 
+def test_runs_that_complete_a_graph_are_compared_by_triples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def linked(name: str, rank: int) -> Path:
+        rows = [
+            {"id": f"t{each}-{direction}", "triple": ["a", "r", str(each)], "direction": direction, "rank": rank + each}
+            for each in range(3)
+            for direction in ("tail", "head")
+        ]
+        return write_run(tmp_path / name, rows)
+
+    paths = [linked("x", 1), linked("y", 2), linked("z", 1)]
+    with caplog.at_level("INFO", "ragtrain"):
+        result = compare.run(config(*paths, md=tmp_path / "c.md", html=tmp_path / "c.html"))
+    assert result.wins is not None
+    assert result.wins.metric == "mrr"
+    assert result.wins.counts == ((0, 3, 0), (0, 0, 0), (0, 3, 0))
+    assert result.comparisons[1].differences[0].sentence == "MRR: no triple changed"
+    shown = capsys.readouterr().err + caplog.text + (tmp_path / "c.md").read_text()
+    assert "3 triples, percent" in shown
+    assert "riples won, by MRR" in shown
+    assert "question" not in shown.lower()
+    assert ">Triples won, by MRR<" in (tmp_path / "c.html").read_text()
+
+
 def test_costs_are_shown_in_units_that_can_be_read() -> None:
     assert several.cost_text("latency_p50_s", 0.07574) == "75.7"
     assert several.cost_text("peak_memory_bytes", 3 * 2**30 / 2) == "1.5"
