@@ -18,7 +18,7 @@ from ragtrain.evaluate.compress.asked import Asked
 from ragtrain.models.flops import StackFlops, cache_bytes, linear_flops
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ragtrain.data.compress.records import CompressExample
     from ragtrain.evaluate.compress.arms import Arm
@@ -104,6 +104,32 @@ def measure_cost(
         "rates": {str(each): _means(costs, full) for each, costs in memory.items()},
         "stored": _stored(subject, asked, memory[nominal], full),
     }
+
+
+def sentences(costs: Mapping[str, Any]) -> list[str]:
+    """Return what memory costs beside full passages, a sentence for operations and one for each size of batch that was timed.
+
+    Args:
+        costs: ``cost`` of ``measure_cost`` and, where times were taken, ``speed`` of ``measure_speed``.
+    """
+    found, arms = [], costs["cost"]["arms"]
+    if arms["compressed"]["flops"] is not None:
+        own, full = (arms[name]["flops"]["total"] for name in ("compressed", "full"))
+        found.append(
+            f"operations of a question: {own:.3g} from memory, {full:.3g} from full passages, {full / own:.2f} times as many"
+        )
+    for size, batch in costs.get("speed", {}).get("batches", {}).items():
+        what = "single questions" if size == "1" else f"batches of {size} questions"
+        if batch["full_over_compressed"] is None:
+            found.append(f"{what}: one of memory and full passages does not fit on the device")
+            continue
+        own, full = (batch["arms"][name]["seconds"]["total"]["mean"] for name in ("compressed", "full"))
+        ratio = batch["full_over_compressed"]["total"]
+        found.append(
+            f"{what}: {1000 * own:,.0f} ms from memory, {1000 * full:,.0f} ms from full passages, "
+            f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] times as long"
+        )
+    return found
 
 
 class _Counter:

@@ -67,6 +67,8 @@ def finish(place: Place, steps: int, before: dict[str, ArmResult], after: dict[s
         report = files.write_report(path, {**before, **after}, rows, about(place, steps), costs=costs)
         _draw(place, report, costs)
         verdict.show(report["arms"], report["verdict"])
+        for sentence in cost.sentences(costs):
+            log.info("%s", sentence)
         log.info("report in %s; next: ragtrain eval --model-dir %s", path / files.REPORT_FILE, path)
     place.wait()
     return report

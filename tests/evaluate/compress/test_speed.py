@@ -17,7 +17,7 @@ from ragtrain.data.compress.windows import Windower
 from ragtrain.errors import ConfigError
 from ragtrain.evaluate.compress import cost as cost_module
 from ragtrain.evaluate.compress import speed as module
-from ragtrain.evaluate.compress.cost import measure_cost
+from ragtrain.evaluate.compress.cost import measure_cost, sentences
 from ragtrain.evaluate.compress.peak import PeakBytes
 from ragtrain.evaluate.compress.speed import STAGES, measure_speed
 from ragtrain.evaluate.compress.subject import Subject
@@ -227,6 +227,23 @@ def test_a_compressor_without_question_reads_less_and_can_be_stored(
     width = subject.model.generator.config.hidden_size
     assert stored["vector_bytes"] == pytest.approx(2 * width * 3 * memory["context_tokens"] / passages)
     assert cache_bytes(subject.model.generator.config, 0) == 0
+
+
+def test_sentences_say_what_the_files_say() -> None:
+    ratio = {"ratio": 1.5, "low": 1.25, "high": 1.75}
+    timed = {name: {"seconds": {"total": {"mean": mean}}} for name, mean in (("full", 1.2), ("compressed", 0.8))}
+    counted = {"arms": {"full": {"flops": {"total": 3e9}}, "compressed": {"flops": {"total": 2e9}}}}
+    batches = {
+        "1": {"arms": timed, "full_over_compressed": {"total": ratio}},
+        "8": {"arms": timed, "full_over_compressed": None},
+    }
+    assert sentences({"cost": counted, "speed": {"batches": batches}}) == [
+        "operations of a question: 2e+09 from memory, 3e+09 from full passages, 1.50 times as many",
+        "single questions: 800 ms from memory, 1,200 ms from full passages, 1.50 [1.25, 1.75] times as long",
+        "batches of 8 questions: one of memory and full passages does not fit on the device",
+    ]
+    unknown = {"arms": {"full": {"flops": None}, "compressed": {"flops": None}}}
+    assert sentences({"cost": unknown}) == []
 
 
 def test_a_network_that_cannot_be_counted_is_told_and_ends_nothing(
