@@ -7,6 +7,7 @@ questions would show.
 
 reading.py      predictions of a run, ours or others' (foreign.py)
 differences.py  two runs on the same questions: each metric
+judged.py       verdicts of a judge on both
 attribution.py  retrieval's part of a difference and the reader's, from contexts that were swapped
 questions.py    fixed, broken, both wrong, and by whom; slices
 several.py      more than two runs: wins, seeds, quality against cost

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ragtrain import metrics, significance
-from ragtrain.compare import links, questions
+from ragtrain.compare import judged, links, questions
 from ragtrain.errors import DataError
 from ragtrain.runs import RunFolder, config_difference
 
@@ -142,13 +142,19 @@ def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
     for name in [f"recall@{k}" for k in depths(a, b)] if scored else []:
         left, right = ([each.answered[i].score(name) for i in scored] for each in (a, b))
         differences.append(difference(name, left, right, config))
-    corrected = significance.holm({each.metric: each.p for each in differences})
-    differences = [dataclasses.replace(each, p_holm=corrected[each.metric]) for each in differences]
     remarks = tuple(
         f"{name} is {a.settings[name]} in A and {b.settings[name]} in B"
         for name in SETTINGS
         if name in a.settings and name in b.settings and a.settings[name] != b.settings[name]
     )
+    if apart := judged.remark(a, b, both):
+        remarks = (*remarks, apart)
+    for name in judged.METRICS if not apart else ():
+        if known := judged.both_judged(a, b, both, name):
+            left, right = ([each.answered[i].score(name) for i in known] for each in (a, b))
+            differences.append(difference(name, left, right, config))
+    corrected = significance.holm({each.metric: each.p for each in differences})
+    differences = [dataclasses.replace(each, p_holm=corrected[each.metric]) for each in differences]
     first = sliced_by(tuple(differences))
     return Comparison(
         a.name, b.name, len(both), only_a, only_b, tuple(differences), remarks,
@@ -204,9 +210,10 @@ def difference(metric: str, a: Sequence[float], b: Sequence[float], config: Comp
 
 def label(metric: str) -> str:
     """Return a metric's name as tables show it."""
-    return {"em": "exact match", "f1": "F1", "contains": "contains a reference", "mrr": "MRR"}.get(
-        metric, metric.replace("_", "-")
-    )
+    return {
+        "em": "exact match", "f1": "F1", "contains": "contains a reference", "mrr": "MRR",
+        "judge_correct": "correct (judge)", "judge_faithful": "faithful (judge)",
+    }.get(metric, metric.replace("_", "-"))  # fmt: skip
 
 
 def describe(metric: str, delta: float, low: float, high: float) -> str:
@@ -222,6 +229,8 @@ def describe(metric: str, delta: float, low: float, high: float) -> str:
         what = f"B's F1 is {points} {'higher' if more else 'lower'}"
     elif metric == "contains":
         what = f"B's answers contain a reference for {points} {'more' if more else 'fewer'} questions"
+    elif metric in judged.METRICS:
+        what = judged.describe(metric, points, more=more)
     elif metric in links.METRICS:
         what = links.describe(metric, points, more=more)
     elif metric.startswith("recall@"):

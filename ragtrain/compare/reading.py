@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ragtrain import metrics
-from ragtrain.compare import foreign, links
+from ragtrain.compare import foreign, judged, links
 from ragtrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Answered:
         read_answer: whether a passage that was read holds an answer; None where that is not known.
         seconds: time of its answer.
         link_ranks: ranks of the tail and of the head of a triple; empty for questions.
+        judged: verdicts of a judge by metric, without missing ones.
     """
 
     id: str
@@ -52,11 +53,14 @@ class Answered:
     read_answer: bool | None = None
     seconds: float | None = None
     link_ranks: tuple[int, ...] = ()
+    judged: Mapping[str, bool] = dataclasses.field(default_factory=dict, compare=False)
 
     def score(self, metric: str) -> float:
         """Return the question's score, between 0 and 1, by the metric's name."""
         if metric in links.METRICS:
             return links.score(self.link_ranks, metric)
+        if metric in judged.METRICS:
+            return float(self.judged[metric])
         if metric.startswith("answer_recall@"):
             return float(self.first_hit is not None and self.first_hit <= int(metric.split("@")[1]))
         if metric.startswith("recall@"):
@@ -274,6 +278,7 @@ def _answered(row: object, path: Path, line: int | None) -> Answered:
         read_answer=_read_answer(row, answers, documents),
         seconds=row["seconds"] if isinstance(row.get("seconds"), int | float) else None,
         link_ranks=tuple(row["link_ranks"]) if completes else (),
+        judged=judged.verdicts(row),
     )
 
 

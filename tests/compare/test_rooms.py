@@ -365,6 +365,33 @@ def test_runs_that_complete_a_graph_are_compared_by_triples(
     assert ">Triples won, by MRR<" in (tmp_path / "c.html").read_text()
 
 
+def judge(folder: Path, model: str, verdicts: list[tuple[bool | None, bool | None]]) -> Path:
+    """Give a run the verdicts of a judge."""
+    file = folder / "eval" / "predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    said = [{**each, "judged": {"correct": x, "faithful": y}} for each, (x, y) in zip(rows, verdicts, strict=True)]
+    file.write_text("".join(json.dumps(each) + "\n" for each in said))
+    (folder / "eval" / "judge.json").write_text(json.dumps({"judge": {"model": model, "prompts": 1}}))
+    return folder
+
+
+def test_verdicts_of_one_judge_are_compared_where_both_have_one(tmp_path: Path) -> None:
+    a, b = pair(tmp_path)
+    before = judge(a, "J", [(False, None), (False, None), (True, None), (True, True), (True, None), (None, None)])
+    after = judge(b, "J", [(True, True), (False, None), (True, None), (None, True), (True, None), (True, None)])
+    (found,) = compare.run(config(before, after)).comparisons
+    by_name = {each.metric: each for each in found.differences}
+    correct, faithful = by_name["judge_correct"], by_name["judge_faithful"]
+    assert [correct.wins, correct.losses, correct.ties] == [1, 0, 3]  # neither the fourth nor the sixth has both
+    assert [correct.a, correct.b] == [0.5, 0.75]
+    assert [faithful.wins, faithful.losses, faithful.ties] == [0, 0, 1]
+    assert "the judge finds B's answers correct in 25.0 points more of the questions" in correct.sentence
+    judge(b, "K", [(True, True)] * 6)
+    (found,) = compare.run(config(before, after)).comparisons
+    assert not {"judge_correct", "judge_faithful"} & {each.metric for each in found.differences}
+    assert "verdicts are not compared: the judge is J (prompts 1) in A and K (prompts 1) in B" in found.remarks
+
+
 def test_costs_are_shown_in_units_that_can_be_read() -> None:
     assert several.cost_text("latency_p50_s", 0.07574) == "75.7"
     assert several.cost_text("peak_memory_bytes", 3 * 2**30 / 2) == "1.5"
