@@ -15,7 +15,7 @@
   let shown = 0, found = [];
 
   data.runs.slice(1).forEach((name, i) => {
-    const option = element("option", "A against " + name);
+    const option = element("option", data.letters[0] + " against " + name);
     option.value = String(i + 1);
     pair.append(option);
   });
@@ -62,7 +62,7 @@
       const body = element("div", undefined, "body"), head = element("div", undefined, "wide");
       head.append(element("span", "asked for: ", "dim"), element("span", references.join(" · ")),
         element("span", "  " + id + ({ retrieval: ", by retrieval", reader: ", by the reader" }[who] || ""), "dim"));
-      body.append(head, side("A " + data.runs[0], left), side(data.letters[b] + " " + data.runs[b], right));
+      body.append(head, side(data.letters[0] + " " + data.runs[0], left), side(data.letters[b] + " " + data.runs[b], right));
       made.append(body);
     }, { once: false });
     return made;

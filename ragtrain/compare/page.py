@@ -62,7 +62,7 @@ def render(result: CompareResult, runs: Sequence[Run]) -> str:
         parts.extend(_pair(comparison, f"{name} against {names[0]}", result))
     parts.extend(_several(result))
     writing = [run for run in runs if run.writes]
-    ids = several.common(writing) if len(writing) > 1 and runs[0].writes else []
+    ids = several.common(writing) if len(writing) > 1 else []
     if ids:
         parts.extend(_browser())
         named = [

@@ -418,5 +418,8 @@ def test_questions_are_browsed_beside_a_run_that_only_retrieves(tmp_path: Path) 
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     assert (data["runs"], data["letters"]) == (["a", "b"], ["A", "C"])
     assert len(data["questions"]) == 6
+    compare.run(config(graph, a, b, html=tmp_path / "e.html"))
+    data = json.loads((tmp_path / "e.html").read_text(encoding="utf-8").split('id="data">')[1].split("</script>")[0])
+    assert (data["runs"], data["letters"]) == (["a", "b"], ["B", "C"])
     compare.run(config(graph, a, html=tmp_path / "d.html"))
     assert 'id="data"' not in (tmp_path / "d.html").read_text(encoding="utf-8")
