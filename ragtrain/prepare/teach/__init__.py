@@ -91,6 +91,11 @@ def _made(
         questions, about_scores = reranked(questions, config, reranker, Journal(work / SCORES_FILE))
     if found.ranked or reranker is not None:
         questions = [_cut(question, config) for question in questions]
+    elif "keep_docs" in config.model_fields_set and config.keep_docs is not None:
+        log.warning(
+            "--keep-docs %d has no effect: nothing says which passages of the rows are the best (--reranker-model does)",
+            config.keep_docs,
+        )
     answers, about_answers, agreement = None, None, None
     if teacher is not None:
         if config.teacher.teacher_model is None:

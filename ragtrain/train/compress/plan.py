@@ -54,7 +54,8 @@ def describe(config: CompressConfig, rows: CompressRows, parts: CompressParts) -
         "output": str(config.run.output_dir),
     }
     if shown:
-        described["windows"] = coverage(shown, parts.train.windower).summary()
+        some = "" if len(shown) == len(rows.train) else f"of {len(shown)} rows looked at: "
+        described["windows"] = some + coverage(shown, parts.train.windower).summary()
     if dearest is not None:
         described["largest micro-batch"] = (
             f"{len(dearest.windows.counts)} windows of {dearest.windows.input_ids.shape[1]} tokens, "

@@ -210,8 +210,12 @@ def test_passages_from_an_index(config: TeachConfig, corpus: Path, tmp_path: Pat
     assert teach.run(change(by_index, output_file=tmp_path / "b.json")).info["passages"]["cached"]
 
 
-def test_own_passages_stay_in_their_order_without_a_reranker(config: TeachConfig, corpus: Path):
-    teach.run(change(config, passages=None, reranker_model=None))
+def test_own_passages_stay_in_their_order_without_a_reranker(
+    config: TeachConfig, corpus: Path, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level("WARNING", logger="ragtrain"):
+        teach.run(change(config, passages=None, reranker_model=None))
+    assert f"--keep-docs {KEEP} has no effect" in caplog.text
     row = rows_of(config)[0]
     asked = read_questions(corpus / "questions.jsonl").questions[0]
     assert [document["id"] for document in row["documents"]] == [document.id for document in asked.documents]
