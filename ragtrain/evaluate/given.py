@@ -201,6 +201,11 @@ def contexts_of(config: EvalConfig, ids: Sequence[str]) -> Contexts | None:
     return contexts
 
 
+def writes_answers(given: Path) -> bool:
+    """Return whether what ``--contexts-from`` names wrote answers, as graph models do not."""
+    return all(isinstance(row, dict) and "prediction" in row for row in _rows(_predictions(given))[:1])
+
+
 def _predictions(given: Path) -> Path:
     """Return the file of predictions that a path means.
 

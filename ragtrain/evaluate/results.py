@@ -123,6 +123,13 @@ def _called(run: Path) -> str:
 def say_next(output: Path, config: EvalConfig) -> None:
     """Say where answers are and what may be compared next."""
     if config.contexts_from is not None:
+        from ragtrain.evaluate.given import writes_answers
+
+        if not writes_answers(config.contexts_from):  # of which attribution would be refused
+            log.info(
+                "answers and metrics in %s; next: ragtrain compare %s %s", output, config.model_dir or "RUN", output
+            )
+            return
         log.info("answers and metrics in %s; next: ragtrain compare %s %s --swapped %s", output, config.model_dir or "RUN",
                  config.contexts_from, output)  # fmt: skip
         return

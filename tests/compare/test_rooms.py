@@ -11,6 +11,7 @@ import yaml
 
 from ragtrain import compare
 from ragtrain.compare import gates, page, questions, several
+from ragtrain.compare.differences import sliced_by
 from ragtrain.config.commands import CompareConfig
 from ragtrain.errors import ConfigError, DataError, GateError
 
@@ -390,6 +391,17 @@ def test_verdicts_of_one_judge_are_compared_where_both_have_one(tmp_path: Path) 
     (found,) = compare.run(config(before, after)).comparisons
     assert not {"judge_correct", "judge_faithful"} & {each.metric for each in found.differences}
     assert "verdicts are not compared: the judge is J (prompts 1) in A and K (prompts 1) in B" in found.remarks
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(("em", "recall@5"), "em"), (("answer_recall@1", "answer_recall@20", "recall@5", "recall@20"), "recall@5"),
+     (("answer_recall@1", "answer_recall@20"), "answer_recall@1"), (("mrr", "hits@1"), "mrr")],
+)  # fmt: skip
+def test_slices_are_of_a_metric_that_can_differ(names: tuple[str, ...], expected: str) -> None:
+    found = [compare.Difference(name, 0, 0, 0, 0, 0, 0, 0, 0, "") for name in names]
+    assert sliced_by(found) == expected
+    assert sliced_by([]) is None
 
 
 def test_costs_are_shown_in_units_that_can_be_read() -> None:
