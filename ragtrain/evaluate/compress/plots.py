@@ -246,7 +246,10 @@ def _scores(
         if name == "em" and evaluated:
             ends = [metrics.wilson(value / 100 * evaluated, evaluated) for value in values]
             lows, highs = ([100 * end for end in side] for side in zip(*ends, strict=True))
-            panel.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0, label="its 95 % interval")  # fmt: skip
+            if len(places) > 1:
+                panel.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0, label="its 95 % interval")  # fmt: skip
+            else:  # an area between two ends of one place cannot be seen
+                panel.vlines(places, lows, highs, color=colour, linewidth=1.2, label="its 95 % interval")
     for arm, style in (("none", ":"), (FULL, "--")):
         if "f1" in arms.get(arm, {}):
             panel.axhline(100 * arms[arm]["f1"], color=_KINDS[TABLE[arm].reads][0], linestyle=style, linewidth=1.2,

@@ -207,6 +207,14 @@ def test_curves(tmp_path: Path, arms: dict, drawn: list[Figure]) -> None:
     assert f"n = {N:,}" in seen
 
 
+def test_the_interval_of_a_single_evaluation_is_seen(tmp_path: Path, arms: dict, drawn: list[Figure]) -> None:
+    plots.draw_curves(tmp_path / plots.CURVES_PICTURE, steps(10, 10), arms=arms, evaluated=50)
+    (bar,) = drawn[0].axes[-1].collections
+    low, high = bar.get_datalim(drawn[0].axes[-1].transData).intervaly
+    assert high - low > 10
+    assert_legible(drawn[0])
+
+
 def test_curves_of_a_run_without_evaluations(tmp_path: Path, drawn: list[Figure]) -> None:
     plots.draw_curves(tmp_path / "a.png", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}])
     assert_legible(drawn[0])
