@@ -154,7 +154,7 @@ def compare(a: Run, b: Run, config: CompareConfig) -> Comparison:
             left, right = ([each.answered[i].score(name) for i in known] for each in (a, b))
             differences.append(difference(name, left, right, config))
     corrected = significance.holm({each.metric: each.p for each in differences})
-    differences = [dataclasses.replace(each, p_holm=corrected[each.metric]) for each in differences]
+    differences = [_corrected(each, corrected[each.metric], config.confidence) for each in differences]
     first = sliced_by(tuple(differences))
     return Comparison(
         a.name, b.name, len(both), only_a, only_b, tuple(differences), remarks,
@@ -171,6 +171,13 @@ def sliced_by(differences: Sequence[Difference]) -> str | None:
     names = [each.metric for each in differences]
     # Of runs that only retrieve: the greatest depth finds nearly everything, and tells kinds of questions apart least.
     return "recall@5" if names[0] not in ("em", "mrr") and "recall@5" in names else names[0]
+
+
+def _corrected(each: Difference, p: float, confidence: float) -> Difference:
+    """Return a difference with its corrected p; where that takes back what the interval says, the sentence says so."""
+    doubtful = (each.low > 0 or each.high < 0) and p > 1 - confidence
+    more = f", but beside the other metrics p is {p:.2f}, this may be chance" if doubtful else ""
+    return dataclasses.replace(each, p_holm=p, sentence=each.sentence + more)
 
 
 def configuration(a: Run, b: Run) -> tuple[str, ...]:

@@ -435,3 +435,13 @@ def test_questions_are_browsed_beside_a_run_that_only_retrieves(tmp_path: Path) 
     assert (data["runs"], data["letters"]) == (["a", "b"], ["B", "C"])
     compare.run(config(graph, a, html=tmp_path / "d.html"))
     assert 'id="data"' not in (tmp_path / "d.html").read_text(encoding="utf-8")
+
+
+def test_a_sentence_takes_back_what_several_metrics_make_doubtful(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", [row(f"q{i}", WRONG) for i in range(40)])
+    b = write_run(tmp_path / "b", [row(f"q{i}", RIGHT if i < 6 else WRONG) for i in range(40)])
+    em = compare.run(config(a, b)).comparisons[0].differences[0]
+    assert em.low > 0
+    assert em.p == pytest.approx(2 / 2**6)
+    assert em.p_holm == pytest.approx(5 * em.p), "five metrics"
+    assert em.sentence.endswith("excludes 0, but beside the other metrics p is 0.16, this may be chance")
